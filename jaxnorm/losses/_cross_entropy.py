@@ -1,0 +1,431 @@
+"""Softmax cross-entropy, for dense and for integer labels.
+
+Forward, for labels t (an integer label y is t_j = [j = y]), with the row's sums of `_rows`:
+
+    nll_j = -log p_j = (c - l_j) + log(total)        loss = sum_j t_j nll_j                                          (1)
+
+Backward, for the incoming cotangent g and T = sum t, from dp_j/dl_i = p_j (delta_ij - p_i):
+
+    dl_j = g (T p_j - t_j)        dt_j = g nll_j        and for lse with its cotangent h:  dl_j = h p_j              (2)
+
+In the notes' two cases: p_j for j != y, and p_y - 1, which is -S / total and keeps its digits in that form.
+
+Integer labels with class weights w and smoothing a over the n unmasked classes (PyTorch's definition):
+
+    loss = A nll_y + sum_j B_j nll_j        A = (1 - a) w_y        B_j = w_j a / n        B = sum_j B_j              (3)
+    dl_j = g ((A + B) p_j - B_j)  for j != y                                                                         (4)
+    dl_y = g ((A + B_y) (p_y - 1) + (B - B_y) p_y)                                                                   (5)
+    dw_j = sum over rows of g ([j = y] (1 - a) + a / n) nll_j                                                        (6)
+
+Dense labels: at a leader k (2) would cancel. With U and V the sums of t over the others and over the leaders,
+
+    T e_k - t_k total = U e_k - t_k S + (V e_k - t_k E)                                                              (7)
+
+where the bracket is exactly 0 if k leads alone.
+
+A soft cap, l = cap tanh(z / cap), multiplies the gradient by 1 - tanh^2 = 4 q / (1 + q)^2, q = exp(-2 |z / cap|)       (8)
+
+References: Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2; Szegedy et al. 2016,
+https://arxiv.org/abs/1512.00567 (smoothing); Gemma Team 2024, https://arxiv.org/abs/2408.00118 (soft cap).
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxnorm._axes import (
+    as_array,
+    as_float_array,
+    as_mask,
+    canonical_axis,
+    cast,
+    compute_dtype,
+    cotangent_for,
+    expand_rank,
+    reshape,
+    static_bool,
+    static_float,
+    static_int,
+)
+from jaxnorm.losses import _rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The static side of a cross-entropy."""
+
+    axis: int
+    label_smoothing: float = 0.0
+    ignore_index: int | None = None
+    logit_softcap: float | None = None
+    return_lse: bool = False
+
+
+class DenseResiduals(NamedTuple):
+    """What is kept for dense labels: the inputs and per-row sums."""
+
+    logits: jax.Array  # the input, as it came
+    labels: jax.Array  # the input, as it came
+    where: jax.Array | None  # the mask itself
+    sums: _rows.Leaders  # c, S, E: per row, float32 or float64
+    label_others: jax.Array  # U, per row
+    label_leading: jax.Array  # V, per row
+
+
+class IntegerResiduals(NamedTuple):
+    """What is kept for integer labels: the inputs and two numbers per row."""
+
+    logits: jax.Array  # the input, as it came
+    labels: jax.Array  # the input, as it came
+    where: jax.Array | None  # the mask itself
+    class_weights: jax.Array | None  # the parameter itself
+    shift: jax.Array  # c, per row, float32 or float64
+    others: jax.Array  # S without the label's class, per row, float32 or float64
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> jax.Array:
+    """Softmax cross-entropy with dense labels: `-sum(labels * log_softmax(logits))` over the class axis.
+
+    Args:
+      logits: floating-point array; differentiable.
+      labels: array of the shape of `logits`: probabilities, summing to 1 or not; differentiable if floating-point.
+      axis: the class axis; static.
+      where: boolean mask that broadcasts to `logits.shape`: False gives a class probability 0, so that the loss is +inf
+        if its label is positive.
+      label_smoothing: a in [0, 1]; the labels are `(1 - a) * labels + a / C`, C the number of unmasked classes; static.
+
+    Returns:
+      Array of the shape of `logits` without `axis`, in the dtype of `logits` (float32 for 16-bit logits). A class with
+      label 0 contributes 0, even where its logit is -inf.
+
+    Gradient:
+      `g * (sum(labels) * softmax(logits) - labels)` for the logits and `-g * log_softmax(logits)` for the labels (0
+      where masked or -inf). Both keep their relative precision when a prediction is confident. Kept for it: the inputs
+      and five numbers per row.
+
+    Raises:
+      TypeError: `logits` is not floating-point, or `where` not boolean.
+      ValueError: the shapes differ, or an option is out of its range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.softmax_cross_entropy(jnp.array([[0.0, 0.0], [40.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])))
+      [6.9314718e-01 4.2483543e-18]
+
+    References:
+      Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
+    """
+    logits, labels = as_float_array("logits", logits), as_array("labels", labels)
+    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
+        raise TypeError(f"labels must be real, got {labels.dtype} of shape {labels.shape}")
+    if labels.shape != logits.shape:
+        raise ValueError(f"labels must have the shape of logits, {logits.shape}, got {labels.shape}")
+    options = Options(_class_axis(axis, logits), static_float("label_smoothing", label_smoothing, 0.0, 1.0))
+    return _dense(options, logits, labels, as_mask(where, logits.shape, "logits"))
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    *,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
+    logit_softcap: float | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Softmax cross-entropy with integer labels: `-log_softmax(logits)[label]`.
+
+    Args:
+      logits: floating-point array with C classes along `axis`; differentiable.
+      labels: integer array of the shape of `logits` without `axis`. A label outside [0, C) that is not `ignore_index`
+        gives NaN in its own loss and gradient, and touches no other example.
+      axis: the class axis; static.
+      where: boolean mask that broadcasts to `logits.shape`: False gives a class probability 0, so that the loss is +inf
+        if it is the label's.
+      ignore_index: a label whose examples have loss 0 and gradient 0; static.
+      label_smoothing: a in [0, 1], spread over the unmasked classes as in PyTorch; static.
+      class_weights: float array of shape `(C,)`, as in PyTorch's `cross_entropy(reduction="none")`; differentiable.
+      logit_softcap: t > 0 takes `t * tanh(logits / t)` for the logits; static.
+      return_lse: also return the log-sum-exp of each row; static.
+
+    Returns:
+      The loss, of the shape of `labels`, in the dtype of `logits` (float32 for 16-bit logits); with `return_lse` a pair
+      of it and the log-sum-exp, alike, so that the z-loss is `loss + k * lse**2`.
+
+    Gradient:
+      `g * (softmax(logits) - one_hot(label))`, in the dtype of `logits`; the label's own entry as minus the sum of the
+      others, which keeps its relative precision when the prediction is confident. Kept for it: the inputs and two
+      numbers per row.
+
+    Raises:
+      TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
+      ValueError: a shape does not fit, or an option is out of its range.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> logits = jnp.array([[40.0, 0.0], [0.0, 0.0]])
+      >>> labels = jnp.array([0, -1])
+      >>> print(jn.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-1))
+      [4.2483543e-18 0.0000000e+00]
+
+    References:
+      Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2; Szegedy et al. 2016,
+      https://arxiv.org/abs/1512.00567.
+    """
+    logits = as_float_array("logits", logits)
+    axis = _class_axis(axis, logits)
+    options = Options(axis, *checked_options(label_smoothing, ignore_index, logit_softcap, return_lse))
+    labels = _rows.as_labels(labels, logits.shape, axis, "logits")
+    where = as_mask(where, logits.shape, "logits")
+    weights = _rows.as_class_weights(class_weights, logits.shape[axis])
+    loss, lse = _integer(options, logits, labels, where, weights)
+    return (loss, lse) if options.return_lse else loss
+
+
+def checked_options(label_smoothing, ignore_index, logit_softcap, return_lse):
+    """The options of integer labels in the order of `Options`, checked."""
+    softcap = None if logit_softcap is None else static_float("logit_softcap", logit_softcap, 0.0)
+    if softcap is not None and (softcap == 0 or softcap == float("inf")):
+        raise ValueError(f"logit_softcap must be positive and finite, got {logit_softcap}")
+    ignored = None if ignore_index is None else static_int("ignore_index", ignore_index)
+    smoothing = static_float("label_smoothing", label_smoothing, 0.0, 1.0)
+    return smoothing, ignored, softcap, static_bool("return_lse", return_lse)
+
+
+def _class_axis(axis: int, logits: jax.Array) -> int:
+    return canonical_axis("axis", axis, logits.ndim)
+
+
+def _mask_view(where: jax.Array | None, ndim: int) -> jax.Array | None:
+    return None if where is None else reshape(where, expand_rank(where.shape, ndim))
+
+
+def _class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array | float:
+    """n of (3): the unmasked classes of each row, at least 1."""
+    if mask is None:
+        return float(max(shape[axis], 1))
+    spread = shape[axis] if mask.shape[axis] == 1 else 1
+    return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True, dtype=dtype) * spread, 1)
+
+
+# --- dense labels ---------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense(options, logits, labels, where):
+    return _dense_fwd(options, logits, labels, where)[0]
+
+
+def _dense_fwd(options, logits, labels, where):
+    l, t = _dense_rows(options, logits, labels, where)
+    axes = (options.axis,)
+    sums = _rows.leaders(l, axes)
+    leads = l == sums.shift
+    possible = _rows.keep(t, _mask_view(where, t.ndim))  # a masked class adds +inf or nothing, and no gradient
+    label_others = jnp.sum(jnp.where(leads, 0, possible), axis=axes, keepdims=True)
+    label_leading = jnp.sum(jnp.where(leads, possible, 0), axis=axes, keepdims=True)
+    log_total = _rows.log_total(sums.others, sums.leading)
+    loss = jnp.sum(_rows.times(t, sums.shift - l), axis=axes, keepdims=True)  # (1)
+    loss = jnp.squeeze(loss + (label_others + label_leading) * log_total, axes)
+    return cast(loss, compute_dtype(logits)), DenseResiduals(logits, labels, where, sums, label_others, label_leading)
+
+
+def _dense_bwd(options, residuals, g):
+    logits, labels, where, (shift, others, leading), label_others, label_leading = residuals
+    l, t = _dense_rows(options, logits, labels, where)
+    g, total = jnp.expand_dims(cast(g, l.dtype), options.axis), others + leading
+    e, leads = jnp.exp(l - shift), l == shift
+    at_leader = label_others * e - t * others + (label_leading * e - t * leading)  # (7)
+    elsewhere = (label_others + label_leading) * e - t * total
+    dlogits = (g * _rows.reciprocal(total)) * jnp.where(leads, at_leader, elsewhere)  # (2)
+    dlogits = cotangent_for(logits, _rows.keep(dlogits, _mask_view(where, l.ndim)))
+    if not jnp.issubdtype(labels.dtype, jnp.floating):
+        return dlogits, None, None
+    nll = jnp.where(l == -jnp.inf, 0, (shift - l) + _rows.log_total(others, leading))
+    return dlogits, cotangent_for(labels, (1 - options.label_smoothing) * g * nll), None
+
+
+_dense.defvjp(_dense_fwd, _dense_bwd)
+
+
+def _dense_rows(options: Options, logits, labels, where) -> tuple[jax.Array, jax.Array]:
+    """The logits with -inf where masked and the smoothed labels, in the compute dtype."""
+    dtype = compute_dtype(logits, labels)
+    mask = _mask_view(where, logits.ndim)
+    l, t = _rows.masked(cast(logits, dtype), mask), cast(labels, dtype)
+    t = jnp.where(l == -jnp.inf, lax.stop_gradient(t), t)  # no gradient there, so no second derivative either
+    if options.label_smoothing:
+        uniform = options.label_smoothing / _class_count(mask, dtype, l.shape, options.axis)
+        t = (1 - options.label_smoothing) * t + _rows.keep(jnp.broadcast_to(uniform, t.shape), mask)
+    return l, t
+
+
+# --- integer labels -------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What (3) to (6) need to know of each row, whichever way its sums were taken; class axes have size 1."""
+
+    shift: jax.Array  # c
+    others: jax.Array  # S without the label's class
+    logit: jax.Array  # the label's, -inf if the label is invalid
+    valid: jax.Array  # the label lies in [0, C)
+    ignored: jax.Array | None  # the label is ignore_index
+    masked: jax.Array | None  # the label's class is masked: the loss is a constant +inf
+    weight: jax.Array  # w_y
+    uniform: jax.Array | float  # a / n
+    spread: jax.Array | float  # B
+    smooth: jax.Array | float  # sum_j B_j (c - l_j), for the forward pass alone
+
+
+def losses_of(options: Options, row: Row) -> tuple[jax.Array, jax.Array]:
+    """The loss (3) and the log-sum-exp of each row."""
+    e_y = jnp.exp(row.logit - row.shift)
+    log_total, empty = _rows.log_total(row.others, e_y), row.others + e_y == 0
+    nll = jnp.where(row.valid, label_nll(row), 0)  # not inf: 0 * inf would reach the weights' second derivatives
+    loss = _rows.times((1 - options.label_smoothing) * row.weight, nll)
+    if options.label_smoothing:
+        loss = loss + jnp.where(empty, jnp.inf, row.smooth + row.spread * log_total)
+    loss = jnp.where(row.valid, loss, jnp.nan)
+    if row.ignored is not None:
+        loss = jnp.where(row.ignored, 0, loss)
+    return loss, jnp.where(empty, -jnp.inf, row.shift + log_total)
+
+
+def label_nll(row: Row) -> jax.Array:
+    """-log p_y by (1), +inf for a label of probability 0."""
+    impossible = row.logit == -jnp.inf
+    logit = jnp.where(impossible, row.shift, row.logit)
+    nll = (row.shift - logit) + _rows.log_total(row.others, jnp.exp(row.logit - row.shift))
+    return jnp.where(impossible, jnp.inf, nll)
+
+
+def coefficients(options: Options, row: Row, g: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Per row: the factor of e_j and that of w_j in (4) with (2)'s h p_j, and the label's own entry (5)."""
+    g = jnp.where(row.valid, g, jnp.nan)
+    if row.ignored is not None:
+        g = jnp.where(row.ignored, 0, g)
+    e_y = jnp.exp(row.logit - row.shift)
+    inverse = _rows.reciprocal(row.others + e_y)
+    weight = row.weight if row.masked is None else jnp.where(row.masked, 0, row.weight)
+    label, own = (1 - options.label_smoothing) * weight, row.uniform * weight  # A, B_y
+    of_e = (g * (label + row.spread) + h) * inverse
+    of_w = jnp.where(inverse == 0, 0, g * row.uniform)
+    at_label = (g * (row.spread - own) + h) * (e_y * inverse) - g * (label + own) * (row.others * inverse)
+    return of_e, of_w, at_label
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _integer(options, logits, labels, where, class_weights):
+    return _integer_fwd(options, logits, labels, where, class_weights)[0]
+
+
+def _integer_fwd(options, logits, labels, where, class_weights):
+    axis, (l, mask, weights) = options.axis, _integer_rows(options, logits, where, class_weights)
+    shift = _rows.shift_of(l, (axis,))
+    own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
+    others = jnp.sum(jnp.where(own, 0, jnp.exp(l - shift)), axis=axis, keepdims=True)
+    residuals = IntegerResiduals(logits, labels, where, class_weights, shift, others)
+    row = _row(options, residuals)
+    if options.label_smoothing:
+        smooth = _rows.times(_rows.keep(jnp.broadcast_to(row.uniform * weights, l.shape), mask), shift - l)
+        row = row._replace(smooth=jnp.sum(smooth, axis=axis, keepdims=True))
+    loss, lse = (cast(jnp.squeeze(r, axis), compute_dtype(logits)) for r in losses_of(options, row))
+    return (loss, lse), residuals
+
+
+def _integer_bwd(options, residuals, cotangents):
+    logits, labels, where, class_weights, shift, _ = residuals
+    axis, (l, mask, weights) = options.axis, _integer_rows(options, logits, where, class_weights)
+    g, h = (jnp.expand_dims(cast(c, l.dtype), axis) for c in cotangents)
+    row = _row(options, residuals)
+    own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
+    of_e, of_w, at_label = coefficients(options, row, g, h)
+    dl = of_e * jnp.exp(l - shift)
+    if options.label_smoothing:
+        dl = dl - of_w * weights
+    dl = _rows.keep(jnp.where(own, at_label, dl), mask)  # (4), (5)
+    if options.logit_softcap is not None:
+        dl = dl * softcap_slope(options, cast(logits, l.dtype))
+    if row.ignored is not None and not options.return_lse:
+        dl = jnp.where(row.ignored, 0, dl)  # whatever its logits hold: padding may be NaN
+    terms = None if class_weights is None else dweights(options, row, g, own, l, mask)
+    dclass_weights = None if terms is None else cotangent_for(class_weights, terms, weights.shape)
+    return cotangent_for(logits, dl), None, None, dclass_weights
+
+
+_integer.defvjp(_integer_fwd, _integer_bwd)
+
+
+def dweights(options: Options, row: Row, g, own, l, mask) -> jax.Array:
+    """The terms of (6), before the sum over the rows; an invalid or ignored label has none."""
+    g = jnp.where(row.valid if row.ignored is None else row.valid & ~row.ignored, g, 0)
+    terms = jnp.where(own, _rows.times((1 - options.label_smoothing) * g, label_nll(row)), 0)
+    if options.label_smoothing:
+        nll = (row.shift - l) + _rows.log_total(row.others, jnp.exp(row.logit - row.shift))
+        terms = terms + _rows.times(_rows.keep(jnp.broadcast_to(g * row.uniform, l.shape), mask), nll)
+    return terms
+
+
+def _integer_rows(options: Options, logits, where, class_weights) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """The logits, capped, with -inf where masked; the mask; the weights along the class axis (1 if there are none)."""
+    dtype = compute_dtype(logits, class_weights)
+    mask = _mask_view(where, logits.ndim)
+    if class_weights is None:
+        weights = jnp.ones((1,) * logits.ndim, dtype)
+    else:
+        weights = _rows.per_class(cast(class_weights, dtype), logits.ndim, options.axis)
+    return _rows.masked(softcapped(options, cast(logits, dtype)), mask), mask, weights
+
+
+def _row(options: Options, residuals: IntegerResiduals) -> Row:
+    """The per-row terms, all but `smooth`, from what is kept."""
+    logits, labels, where, class_weights, shift, others = residuals
+    axis, classes = options.axis, logits.shape[options.axis]
+    wide = _rows.widened(jnp.expand_dims(labels, axis))
+    valid = (wide >= 0) & (wide < classes)
+    logit = softcapped(options, cast(_rows.pick(logits, wide, axis), shift.dtype))
+    mask, masked = _mask_view(where, logits.ndim), None
+    if mask is not None:
+        masked = ~_rows.pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
+        logit = jnp.where(masked, -jnp.inf, logit)
+    weight, spread, uniform = jnp.ones((1,) * logits.ndim, shift.dtype), 0.0, 0.0
+    if class_weights is not None:
+        weight = _rows.class_weight(cast(class_weights, shift.dtype), wide)
+    if options.label_smoothing:
+        uniform = options.label_smoothing / _class_count(mask, shift.dtype, logits.shape, axis)
+        weights = _integer_rows(options, logits, where, class_weights)[2]
+        spread = uniform * jnp.sum(_rows.keep(jnp.broadcast_to(weights, logits.shape), mask), axis=axis, keepdims=True)
+    logit = jnp.where(valid, logit, -jnp.inf)
+    ignored = None if options.ignore_index is None else wide == options.ignore_index
+    return Row(shift, others, logit, valid, ignored, masked, weight, uniform, spread, 0.0)
+
+
+def softcapped(options: Options, logits: jax.Array) -> jax.Array:
+    """The logits of (8), if there is a cap."""
+    cap = options.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def softcap_slope(options: Options, logits: jax.Array) -> jax.Array:
+    """The derivative of (8), in a form that keeps its digits where the cap is reached."""
+    q = jnp.exp(-2 * jnp.abs(logits / options.logit_softcap))
+    return 4 * q / jnp.square(1 + q)

@@ -1,0 +1,224 @@
+"""Multiclass hinge losses: every violated margin (Weston and Watkins), or the worst (Crammer and Singer).
+
+With m_j = s_j - s_y + margin over the wrong classes j != y:
+
+    svm     loss = w_y sum_j max(0, m_j)^power                                                                       (1)
+    hinge   loss = max(0, max_j m_j)                                                                                 (2)
+
+Backward, for the incoming cotangent g; each m_j moves s_j by +1 and s_y by -1:
+
+    svm     ds_j = g w_y d_j,  ds_y = -sum_j ds_j,  dw_y = g sum_j max(0, m_j)^power                                 (3)
+            d_j = [m_j > 0] for power 1, 2 max(0, m_j) for power 2
+    hinge   ds_j = g / k for each of the k classes that attain a positive maximum,  ds_y = -g                        (4)
+
+At the hinge itself, m_j = 0, the gradient is 0. A wrong class with score -inf violates no margin.
+
+References: Weston and Watkins 1999, "Support vector machines for multi-class pattern recognition"; Crammer and Singer
+2001, "On the algorithmic implementation of multiclass kernel-based vector machines".
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm._axes import as_float_array, canonical_axis, cast, compute_dtype, cotangent_for, static_float, static_int
+from jaxnorm.losses import _rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The static side of a hinge loss."""
+
+    axis: int
+    margin: float
+    power: int = 1
+
+
+class SvmResiduals(NamedTuple):
+    """What the SVM loss keeps: the inputs and two numbers per row."""
+
+    scores: jax.Array  # the input, as it came
+    labels: jax.Array  # the input, as it came
+    class_weights: jax.Array | None  # the parameter itself
+    violation: jax.Array  # sum_j max(0, m_j)^power, per row
+    slope: jax.Array  # sum_j d_j, per row
+
+
+class HingeResiduals(NamedTuple):
+    """What the hinge loss keeps: the inputs and one number per row."""
+
+    scores: jax.Array  # the input, as it came
+    labels: jax.Array  # the input, as it came
+    worst: jax.Array  # max_j m_j, per row
+
+
+def multiclass_svm_loss(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    margin: float = 1.0,
+    power: int = 1,
+    class_weights: ArrayLike | None = None,
+) -> jax.Array:
+    """Multiclass SVM loss: the sum over the wrong classes of `max(0, s_j - s_y + margin) ** power`.
+
+    Args:
+      scores: floating-point array with C classes along `axis`; differentiable.
+      labels: integer array of the shape of `scores` without `axis`. A label outside [0, C) gives NaN in its own loss
+        and gradient, and touches no other example.
+      axis: the class axis; static.
+      margin: by how much the label's score must lead; static.
+      power: 1 (hinge) or 2 (squared hinge); static.
+      class_weights: float array of shape `(C,)`; the example's loss is multiplied by its label's; differentiable.
+
+    Returns:
+      Array of the shape of `labels`, in the dtype of `scores` (float32 for 16-bit scores), not divided by C.
+
+    Gradient:
+      Equation (3) of this module; 0 exactly at the hinge. Kept for it: the inputs and two numbers per row.
+
+    Raises:
+      TypeError: `scores` is not floating-point, or `labels` not integer.
+      ValueError: a shape does not fit, `axis` is out of range, or `power` is neither 1 nor 2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> scores = jnp.array([[3.2, 5.1, -1.7], [1.3, 4.9, 2.0]])
+      >>> print(jn.multiclass_svm_loss(scores, jnp.array([0, 1])).round(4))
+      [2.9 0. ]
+
+    References:
+      Weston and Watkins 1999, "Support vector machines for multi-class pattern recognition".
+    """
+    if static_int("power", power) not in (1, 2):
+        raise ValueError(f"power must be 1 or 2, got {power}")
+    options, scores, labels = _checked(scores, labels, axis, margin, int(power))
+    weights = _rows.as_class_weights(class_weights, scores.shape[options.axis])
+    return _svm(options, scores, labels, weights)
+
+
+def multiclass_hinge_loss(
+    scores: ArrayLike, labels: ArrayLike, *, axis: int = -1, margin: float = 1.0
+) -> jax.Array:
+    """Multiclass hinge loss: `max(0, max over the wrong classes of s_j - s_y + margin)`.
+
+    Args:
+      scores: floating-point array with C classes along `axis`; differentiable.
+      labels: integer array of the shape of `scores` without `axis`. A label outside [0, C) gives NaN in its own loss
+        and gradient, and touches no other example.
+      axis: the class axis; static.
+      margin: by how much the label's score must lead; static.
+
+    Returns:
+      Array of the shape of `labels`, in the dtype of `scores` (float32 for 16-bit scores).
+
+    Gradient:
+      Equation (4) of this module; 0 exactly at the hinge, and a tie of the maximum splits its part evenly. Kept for it:
+      the inputs and one number per row.
+
+    Raises:
+      TypeError: `scores` is not floating-point, or `labels` not integer.
+      ValueError: a shape does not fit, or `axis` is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.multiclass_hinge_loss(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0])))
+      [3.]
+
+    References:
+      Crammer and Singer 2001, "On the algorithmic implementation of multiclass kernel-based vector machines".
+    """
+    options, scores, labels = _checked(scores, labels, axis, margin)
+    return _hinge(options, scores, labels)
+
+
+def _checked(scores, labels, axis, margin, power=1) -> tuple[Options, jax.Array, jax.Array]:
+    scores = as_float_array("scores", scores)
+    axis = canonical_axis("axis", axis, scores.ndim)
+    labels = _rows.as_labels(labels, scores.shape, axis, "scores")
+    return Options(axis, static_float("margin", margin), power), scores, labels
+
+
+def _margins(options: Options, scores, labels, dtype) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """m_j, with -inf at the label and where the score is -inf; and which class is the label, the labels, their range."""
+    s, wide = cast(scores, dtype), _rows.widened(jnp.expand_dims(labels, options.axis))
+    own = _rows.is_label(wide, s.shape, options.axis)
+    counts = ~own & (s != -jnp.inf)
+    label_score = cast(_rows.pick(scores, wide, options.axis), dtype)
+    m = jnp.where(counts, (s - label_score) + options.margin, -jnp.inf)
+    return m, own, wide, (wide >= 0) & (wide < s.shape[options.axis])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _svm(options, scores, labels, class_weights):
+    return _svm_fwd(options, scores, labels, class_weights)[0]
+
+
+def _svm_fwd(options, scores, labels, class_weights):
+    dtype = compute_dtype(scores, class_weights)
+    m, _, wide, valid = _margins(options, scores, labels, dtype)
+    hinge, slope = _hinge_and_slope(options, m)
+    violation = jnp.sum(hinge, axis=options.axis, keepdims=True)
+    residuals = SvmResiduals(
+        scores, labels, class_weights, violation, jnp.sum(slope, axis=options.axis, keepdims=True)
+    )
+    loss = violation if class_weights is None else _rows.class_weight(cast(class_weights, dtype), wide) * violation
+    loss = jnp.where(valid, loss, jnp.nan)  # (1)
+    return cast(jnp.squeeze(loss, options.axis), compute_dtype(scores)), residuals
+
+
+def _svm_bwd(options, residuals, g):
+    scores, labels, class_weights, violation, total = residuals
+    m, own, wide, valid = _margins(options, scores, labels, violation.dtype)
+    g = jnp.expand_dims(cast(g, m.dtype), options.axis)
+    weighted, dweights = g, None
+    if class_weights is not None:
+        weighted = g * _rows.class_weight(cast(class_weights, m.dtype), wide)
+        view = _rows.per_class(class_weights, m.ndim, options.axis).shape
+        dweights = cotangent_for(class_weights, jnp.where(own, g * violation, 0), view)
+    ds = jnp.where(valid, weighted, jnp.nan) * jnp.where(own, -total, _hinge_and_slope(options, m)[1])  # (3)
+    return cotangent_for(scores, ds), None, dweights
+
+
+_svm.defvjp(_svm_fwd, _svm_bwd)
+
+
+def _hinge_and_slope(options: Options, m: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """max(0, m)^power and its derivative d; both 0 at the hinge."""
+    hinge = jnp.where(m <= 0, 0, m)  # not m > 0: NaN must stay NaN
+    if options.power == 1:
+        return hinge, cast(m > 0, m.dtype)
+    return hinge * hinge, 2 * hinge
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hinge(options, scores, labels):
+    return _hinge_fwd(options, scores, labels)[0]
+
+
+def _hinge_fwd(options, scores, labels):
+    m, _, _, valid = _margins(options, scores, labels, compute_dtype(scores))
+    worst = jnp.max(m, axis=options.axis, keepdims=True, initial=-jnp.inf)
+    loss = jnp.where(valid, jnp.where(worst <= 0, 0, worst), jnp.nan)  # (2)
+    return jnp.squeeze(loss, options.axis), HingeResiduals(scores, labels, worst)
+
+
+def _hinge_bwd(options, residuals, g):
+    scores, labels, worst = residuals
+    m, own, _, valid = _margins(options, scores, labels, worst.dtype)
+    g = jnp.where(valid, jnp.expand_dims(g, options.axis), jnp.nan)
+    attains = (m == worst) & (worst > 0)
+    ties = jnp.sum(attains, axis=options.axis, keepdims=True, dtype=m.dtype)
+    ds = jnp.where(own, -1, 1 / jnp.maximum(ties, 1)) * jnp.where(attains | (own & (worst > 0)), g, 0)  # (4)
+    ds = jnp.where(valid, ds, jnp.nan)
+    return cotangent_for(scores, ds), None
+
+
+_hinge.defvjp(_hinge_fwd, _hinge_bwd)

@@ -1,0 +1,128 @@
+"""Rows of classes: the sums over the class axis that every softmax rule shares, and the handling of integer labels.
+
+With c = max_j l_j and e_j = exp(l_j - c):
+
+    total = sum_j e_j        p_j = e_j / total        lse = c + log(total)        -log p_j = (c - l_j) + log(total)  (1)
+
+Digits of confident predictions. When class k leads far, total = 1 + tiny, and both log(total) and p_k - 1 cancel. Let S
+be the sum of e_j over the others. Then
+
+    log(total) = log1p(S + (e_k - 1))        p_k - 1 = -S / total                                                    (2)
+
+keep every digit when k leads, since then e_k = 1 exactly. S costs no further pass: it is the sum that total needs, with
+a compare. k is the label where there is one, otherwise the leaders (l_k = c, several only in a tie) with the sum E of
+their e in place of e_k.
+
+c is held constant in every derivative (it cancels in (1)), so that derivatives of any order are those of (1). A row
+whose classes are all masked, or all -inf, has total = 0; its p is 0, its lse -inf and its gradient 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxnorm._axes import as_array, as_parameter, cast
+
+Axes = tuple[int, ...]
+
+
+class Leaders(NamedTuple):
+    """A row's sums, split at its leaders; all with the class axes kept at size 1."""
+
+    shift: jax.Array  # c, or 0 for a row without classes
+    others: jax.Array  # S
+    leading: jax.Array  # E
+
+
+def masked(x: jax.Array, where: jax.Array | None) -> jax.Array:
+    """`x` with -inf in place of the classes that `where` leaves out."""
+    return x if where is None else jnp.where(where, x, -jnp.inf)
+
+
+def keep(values: jax.Array, where: jax.Array | None) -> jax.Array:
+    """`values` with 0 in place of the classes that `where` leaves out."""
+    return values if where is None else jnp.where(where, values, 0)
+
+
+def times(weight: jax.Array, value: jax.Array) -> jax.Array:
+    """weight * value, where a weight of 0 leaves nothing of an infinite value."""
+    void = (weight == 0) & jnp.isinf(value)
+    return jnp.where(void, 0, weight * jnp.where(void, 0, value))
+
+
+def shift_of(logits: jax.Array, axes: Axes) -> jax.Array:
+    """c of (1), without derivative, and 0 for a row without classes."""
+    largest = lax.stop_gradient(jnp.max(logits, axis=axes, keepdims=True, initial=-jnp.inf))
+    return jnp.where(largest == -jnp.inf, 0, largest)
+
+
+def leaders(logits: jax.Array, axes: Axes) -> Leaders:
+    """The sums of (2), with the leaders for k."""
+    shift = shift_of(logits, axes)
+    e, leads = jnp.exp(logits - shift), logits == shift
+    others = jnp.sum(jnp.where(leads, 0, e), axis=axes, keepdims=True)
+    return Leaders(shift, others, jnp.sum(jnp.where(leads, e, 0), axis=axes, keepdims=True))
+
+
+def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:
+    """log(total) by (2); 0 for a row without classes."""
+    empty = others + e_k == 0
+    return jnp.log1p(jnp.where(empty, 0, others + (e_k - 1)))
+
+
+def reciprocal(total: jax.Array) -> jax.Array:
+    """1 / total, and 0 for a row without classes."""
+    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+
+
+def per_class(weights: jax.Array, ndim: int, axis: int) -> jax.Array:
+    """A vector over the classes, shaped to broadcast along the class axis."""
+    return lax.reshape(weights, (1,) * axis + weights.shape + (1,) * (ndim - 1 - axis))
+
+
+# --- integer labels -------------------------------------------------------------------------------------------------
+
+
+def as_labels(labels: ArrayLike, shape: tuple[int, ...], axis: int, of: str) -> jax.Array:
+    """Integer labels, one for each row of the argument called `of`."""
+    array = as_array("labels", labels)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {array.dtype} of shape {array.shape}")
+    rows = shape[:axis] + shape[axis + 1 :]
+    if array.shape != rows:
+        raise ValueError(f"labels must have shape {rows} ({of} of shape {shape} without axis {axis}), got {array.shape}")
+    return array
+
+
+def as_class_weights(class_weights: ArrayLike | None, classes: int) -> jax.Array | None:
+    """Optional weights, one for each class."""
+    return as_parameter("class_weights", class_weights, (classes,), "one for each class")
+
+
+def widened(labels: jax.Array) -> jax.Array:
+    """Labels in a dtype that holds any class, with what no signed integer holds moved out of range."""
+    if labels.dtype in (jnp.uint32, jnp.uint64):
+        labels = jnp.minimum(labels, jnp.iinfo(jnp.int32).max)
+    return labels if labels.dtype == jnp.int64 else cast(labels, jnp.int32)
+
+
+def is_label(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """True at each row's own class; labels have the class axis at size 1."""
+    return lax.broadcasted_iota(labels.dtype, shape, axis) == labels
+
+
+def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+    """Each row's value at its label; some value of the row where the label is out of range, 0 without classes."""
+    if values.shape[axis] == 0:
+        return jnp.zeros(labels.shape, values.dtype)
+    return jnp.take_along_axis(values, jnp.clip(labels, 0, values.shape[axis] - 1), axis, mode="clip")
+
+
+def class_weight(weights: jax.Array, labels: jax.Array) -> jax.Array:
+    """Each row's w_y; some weight where the label is out of range, 1 without classes."""
+    if weights.size == 0:
+        return jnp.ones(labels.shape, weights.dtype)
+    return jnp.take(weights, jnp.clip(labels, 0, weights.size - 1), mode="clip")

@@ -1,0 +1,162 @@
+"""Softmax and its logarithm.
+
+Forward, over the class axes, with the row's sums of `_rows`:
+
+    softmax y_j = e_j / total        log_softmax y_j = (l_j - c) - log(total)                                        (1)
+
+Backward, for the incoming cotangent g. The softmax's Jacobian is dp_j/dl_i = p_j (delta_ij - p_i), so that
+
+    softmax      dx = y (g - sum(g y))                                                                               (2)
+    log_softmax  dx = g - p sum(g),  p = e / total                                                                   (3)
+
+References: Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2; Bridle 1990, "Probabilistic
+interpretation of feedforward classification network outputs".
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm._axes import Axes, as_float_array, as_mask, canonical_axes, cast, compute_dtype, cotangent_for, expand_rank, reshape
+from jaxnorm.losses._rows import keep, leaders, log_total, masked, reciprocal, shift_of
+
+
+class SoftmaxResiduals(NamedTuple):
+    """What softmax's backward pass keeps: its output, which attention's next product keeps anyway."""
+
+    y: jax.Array  # the output, in x's dtype
+    where: jax.Array | None  # the mask itself
+
+
+class LogSoftmaxResiduals(NamedTuple):
+    """What log_softmax's backward pass keeps: its input, from which p has more digits than from a 16-bit output."""
+
+    x: jax.Array  # the input, as it came
+    shift: jax.Array  # c, per row, float32 or float64
+    total: jax.Array  # per row, float32 or float64
+    where: jax.Array | None  # the mask itself
+
+
+def softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Softmax: `exp(x) / sum(exp(x))` over the class axis.
+
+    Args:
+      x: floating-point array; differentiable.
+      axis: the class axis (or axes); static.
+      where: boolean mask that broadcasts to `x.shape`: False gives a class probability 0.
+
+    Returns:
+      Array of x's shape and dtype, computed in float32 (float64 for float64). A row without classes (all masked or all
+      -inf) is 0.
+
+    Gradient:
+      `y * (g - sum(g * y))`, 0 where masked. Kept for it: the output.
+
+    Raises:
+      TypeError: `x` is not floating-point, or `where` not boolean.
+      ValueError: `axis` is out of range, or `where` does not broadcast.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.softmax(jnp.log(jnp.array([1.0, 2.0, 1.0]))))
+      [0.25 0.5  0.25]
+      >>> print(jn.softmax(jnp.zeros(3), where=jnp.array([True, True, False])))
+      [0.5 0.5 0. ]
+
+    References:
+      Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
+    """
+    x, axes, where = _checked(x, axis, where)
+    return _softmax(axes, x, where)
+
+
+def log_softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Logarithm of the softmax: `x - log(sum(exp(x)))` over the class axis.
+
+    Args:
+      x: floating-point array; differentiable.
+      axis: the class axis (or axes); static.
+      where: boolean mask that broadcasts to `x.shape`: False gives a class log-probability -inf.
+
+    Returns:
+      Array of x's shape and dtype, computed in float32 (float64 for float64). A row without classes (all masked or all
+      -inf) is -inf.
+
+    Gradient:
+      `g - softmax(x) * sum(g)`, 0 where masked or -inf. Kept for it: the input and two numbers per row.
+
+    Raises:
+      TypeError: `x` is not floating-point, or `where` not boolean.
+      ValueError: `axis` is out of range, or `where` does not broadcast.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.log_softmax(jnp.array([0.0, 0.0])).round(4))
+      [-0.6931 -0.6931]
+
+    References:
+      Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
+    """
+    x, axes, where = _checked(x, axis, where)
+    return _log_softmax(axes, x, where)
+
+
+def _checked(x, axis, where) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
+    x = as_float_array("x", x)
+    return x, canonical_axes("axis", axis, x.ndim), as_mask(where, x.shape, "x")
+
+
+def _classes(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """The logits in the compute dtype with -inf where masked, and the mask at x's rank."""
+    where = None if where is None else reshape(where, expand_rank(where.shape, x.ndim))
+    return masked(cast(x, compute_dtype(x)), where), where
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(axes, x, where):
+    return _softmax_fwd(axes, x, where)[0]
+
+
+def _softmax_fwd(axes, x, where):
+    logits, _ = _classes(x, where)
+    e = jnp.exp(logits - shift_of(logits, axes))
+    y = cast(e * reciprocal(jnp.sum(e, axis=axes, keepdims=True)), x.dtype)  # (1)
+    return y, SoftmaxResiduals(y, where)
+
+
+def _softmax_bwd(axes, residuals, g):
+    y = cast(residuals.y, compute_dtype(residuals.y))
+    where = None if residuals.where is None else reshape(residuals.where, expand_rank(residuals.where.shape, y.ndim))
+    g = keep(cast(g, y.dtype), where)
+    return cotangent_for(residuals.y, y * (g - jnp.sum(g * y, axis=axes, keepdims=True))), None  # (2)
+
+
+_softmax.defvjp(_softmax_fwd, _softmax_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_softmax(axes, x, where):
+    return _log_softmax_fwd(axes, x, where)[0]
+
+
+def _log_softmax_fwd(axes, x, where):
+    logits, _ = _classes(x, where)
+    shift, others, leading = leaders(logits, axes)
+    y = cast((logits - shift) - log_total(others, leading), x.dtype)  # (1)
+    return y, LogSoftmaxResiduals(x, shift, others + leading, where)
+
+
+def _log_softmax_bwd(axes, residuals, g):
+    logits, where = _classes(residuals.x, residuals.where)
+    g = keep(cast(g, logits.dtype), where)
+    p = jnp.exp(logits - residuals.shift) * reciprocal(residuals.total)
+    dx = g - p * jnp.sum(g, axis=axes, keepdims=True)  # (3)
+    return cotangent_for(residuals.x, jnp.where(logits == -jnp.inf, 0, dx)), None
+
+
+_log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)

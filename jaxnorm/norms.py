@@ -1,0 +1,433 @@
+"""Layer, RMS, instance, group and batch normalization: each a choice of axes on the one rule of `normalization`.
+
+    layer, RMS   reduce `reduction_axes` (the features), one group per example
+    instance     reduces every axis but the batch and the features
+    group        the same after the features are split into consecutive groups of channels
+    batch        reduces every axis but the features; in training it also updates running statistics
+
+Only the reshape of the parameters and, for groups, of x differ; both happen inside the rule.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxnorm._axes import (
+    Axes,
+    AxisName,
+    as_float_array,
+    as_mask,
+    as_parameter,
+    canonical_axes,
+    canonical_axis,
+    cast,
+    compute_dtype,
+    expand_rank,
+    static_bool,
+    static_float,
+    static_int,
+)
+from jaxnorm.normalization import Moments, Rule, apply, check_ddof, group_size
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    reduction_axes: Axes = -1,
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Layer normalization: `y = (x - mean) * rsqrt(var + epsilon) * scale + bias` over the feature axes.
+
+    Args:
+      x: floating-point array; differentiable.
+      scale: float array of the shape of `x` over `reduction_axes`, in ascending axis order, or None for 1;
+        differentiable.
+      bias: float array of the same shape as `scale`, or None for 0; differentiable.
+      reduction_axes: the feature axis or axes, anywhere in `x`; static.
+      epsilon: added to the variance, at least 0; static.
+      where: boolean mask that broadcasts to `x.shape`: the positions that enter the statistics.
+      axis_name: mapped axes whose devices share the statistics (features split over devices); static.
+
+    Returns:
+      Array of x's shape and dtype; statistics in float32, or float64 if an argument is float64.
+
+    Gradient:
+      `dx = r * (g_hat - mean(g_hat) - x_hat * mean(g_hat * x_hat))` with `g_hat = g * scale`. Kept for it: the inputs,
+      and two and a half numbers per example.
+
+    Raises:
+      TypeError: an array is not floating-point, or `where` not boolean.
+      ValueError: bad axes, a parameter's shape, or a negative `epsilon`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.layer_norm(jnp.array([[1.0, 2.0, 3.0, 6.0]]), jnp.full(4, 2.0), jnp.ones(4)).round(2))
+      [[-1.14 -0.07  1.    4.21]]
+
+    References:
+      Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
+    """
+    return _over_features(x, scale, bias, Rule((), (), epsilon=epsilon, axis_name=axis_name), reduction_axes, where)
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    reduction_axes: Axes = -1,
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Root mean square normalization: `y = x * rsqrt(mean(x**2) + epsilon) * scale` over the feature axes.
+
+    Args:
+      x: floating-point array; differentiable.
+      scale: float array of the shape of `x` over `reduction_axes`, in ascending axis order, or None for 1;
+        differentiable.
+      reduction_axes: the feature axis or axes, anywhere in `x`; static.
+      epsilon: added to the mean square, at least 0; static.
+      where: boolean mask that broadcasts to `x.shape`: the positions that enter the mean square.
+      axis_name: mapped axes whose devices share the mean square; static.
+
+    Returns:
+      Array of x's shape and dtype; the mean square in float32, or float64 if an argument is float64.
+
+    Gradient:
+      `dx = r * (g_hat - x_hat * mean(g_hat * x_hat))` with `g_hat = g * scale`. Kept for it: the inputs, and one number
+      per example.
+
+    Raises:
+      TypeError: an array is not floating-point, or `where` not boolean.
+      ValueError: bad axes, a parameter's shape, or a negative `epsilon`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.rms_norm(jnp.array([[3.0, 4.0]]), epsilon=0.0).round(4))
+      [[0.8485 1.1314]]
+
+    References:
+      Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+    rule = Rule((), (), epsilon=epsilon, use_mean=False, axis_name=axis_name)
+    return _over_features(x, scale, None, rule, reduction_axes, where)
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    feature_axis: int = -1,
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Instance normalization: each channel of each example by its own mean and variance.
+
+    Args:
+      x: floating-point array of at least two axes, axis 0 the batch; differentiable.
+      scale: float array of shape `(C,)`, or None for 1; differentiable.
+      bias: float array of shape `(C,)`, or None for 0; differentiable.
+      feature_axis: the channels' axis, not 0; static.
+      epsilon: added to the variance, at least 0; static.
+      where: boolean mask that broadcasts to `x.shape`: the positions that enter the statistics.
+
+    Returns:
+      Array of x's shape and dtype; statistics in float32, or float64 if an argument is float64.
+
+    Gradient:
+      As `layer_norm`, over the spatial axes. Kept for it: the inputs and the statistics.
+
+    Raises:
+      TypeError: an array is not floating-point, or `where` not boolean.
+      ValueError: `feature_axis` is 0 or out of range, a parameter's shape, or a negative `epsilon`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.arange(8.0).reshape(1, 4, 2)
+      >>> print(jn.instance_norm(x)[0, :, 0].round(3))
+      [-1.342 -0.447  0.447  1.342]
+
+    References:
+      Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
+    """
+    array = as_float_array("x", x)
+    channels = array.shape[_feature_axis(array, feature_axis)]
+    return _over_groups(array, scale, bias, max(channels, 1), feature_axis, epsilon, where)
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int,
+    feature_axis: int = -1,
+    epsilon: float = 1e-5,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Group normalization: consecutive channels of each example share one mean and variance.
+
+    Args:
+      x: floating-point array of at least two axes, axis 0 the batch; differentiable.
+      scale: float array of shape `(C,)`, or None for 1; differentiable.
+      bias: float array of shape `(C,)`, or None for 0; differentiable.
+      num_groups: the number of groups; divides `C`; static.
+      feature_axis: the channels' axis, not 0; static.
+      epsilon: added to the variance, at least 0; static.
+      where: boolean mask that broadcasts to `x.shape`: the positions that enter the statistics.
+
+    Returns:
+      Array of x's shape and dtype; statistics in float32, or float64 if an argument is float64.
+
+    Gradient:
+      As `layer_norm`, over the spatial axes and a group's channels. Kept for it: the inputs and the statistics.
+
+    Raises:
+      TypeError: an array is not floating-point, or `where` not boolean.
+      ValueError: `num_groups` does not divide `C`, `feature_axis` is 0 or out of range, a parameter's shape, or a
+        negative `epsilon`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+      >>> print(jn.group_norm(x, num_groups=2).round(3))
+      [[-1.  1. -1.  1.]]
+
+    References:
+      Wu and He 2018, https://arxiv.org/abs/1803.08494.
+    """
+    return _over_groups(as_float_array("x", x), scale, bias, num_groups, feature_axis, epsilon, where)
+
+
+class BatchStats(NamedTuple):
+    """Batch normalization's running statistics: a mean and a variance per channel.
+
+    Attributes:
+      mean: array of shape `(C,)`, float32 (float64 for float64 inputs).
+      var: array of shape `(C,)`, float32 (float64 for float64 inputs).
+    """
+
+    mean: jax.Array
+    var: jax.Array
+
+
+def init_batch_stats(num_features: int, *, dtype: jax.typing.DTypeLike = jnp.float32) -> BatchStats:
+    """Running statistics to start from: mean 0, variance 1.
+
+    Args:
+      num_features: the number of channels C; static.
+      dtype: the floating-point dtype; static.
+
+    Returns:
+      `BatchStats` of two arrays of shape `(C,)`.
+
+    Gradient:
+      None: running statistics carry no gradient.
+
+    Raises:
+      TypeError: `num_features` is not an int, or `dtype` not a floating-point dtype.
+      ValueError: `num_features` is negative.
+
+    Example:
+      >>> import jaxnorm as jn
+      >>> print(jn.init_batch_stats(2).var)
+      [1. 1.]
+
+    References:
+      Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+    shape = (static_int("num_features", num_features, minimum=0),)
+    return BatchStats(jnp.zeros(shape, dtype), jnp.ones(shape, dtype))
+
+
+def batch_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    stats: BatchStats | None = None,
+    *,
+    training: bool,
+    feature_axis: int = -1,
+    momentum: float = 0.99,
+    epsilon: float = 1e-5,
+    ddof: int = 0,
+    running_ddof: int = 0,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> tuple[jax.Array, BatchStats]:
+    """Batch normalization: each channel by its mean and variance over the whole batch, or by running ones.
+
+    Args:
+      x: floating-point array of any shape with a channel axis; differentiable.
+      scale: float array of shape `(C,)`, or None for 1; differentiable.
+      bias: float array of shape `(C,)`, or None for 0; differentiable.
+      stats: the running statistics, two float arrays of shape `(C,)`; without gradient. None starts from the batch's.
+      training: True normalizes by the batch's statistics, False by `stats`; static.
+      feature_axis: the channels' axis; every other axis is reduced; static.
+      momentum: in [0, 1]; the new statistics are `momentum * old + (1 - momentum) * batch`; static.
+      epsilon: added to the variance, at least 0; static.
+      ddof: the variance that normalizes divides by `n - ddof`; static.
+      running_ddof: the same for the running variance alone (1 is PyTorch's convention); static.
+      where: boolean mask that broadcasts to `x.shape`: the positions that enter the batch's statistics.
+      axis_name: mapped axes over whose devices the batch is spread (synced statistics); static.
+
+    Returns:
+      `(y, new_stats)`: y of x's shape and dtype; the statistics float32, or float64 if an argument is float64. With
+      `training=False` they are `stats`, unchanged. A channel with nothing selected leaves its own unchanged (mean 0
+      and variance 1 if there were none); one with `n <= running_ddof` selected leaves its variance unchanged.
+
+    Gradient:
+      In training as `layer_norm`, over the batch; with running statistics `dx = r * g_hat`. The statistics, old and
+      new, carry none. Kept for it: the inputs and per channel two and a half numbers.
+
+    Raises:
+      TypeError: an array is not floating-point, `where` not boolean, `stats` no pair.
+      ValueError: `training=False` without `stats`, a parameter's shape, an option out of its range, or a batch of a
+        size n with `0 < n <= ddof` or `0 < n <= running_ddof`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> y, stats = jn.batch_norm(x, stats=jn.init_batch_stats(2), training=True, momentum=0.9)
+      >>> print(y.round(3), stats.mean.round(3), stats.var.round(3))
+      [[-1. -1.]
+       [ 1.  1.]] [0.2 2. ] [ 1.  10.9]
+
+    References:
+      Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+    """
+    x = as_float_array("x", x)
+    training = static_bool("training", training)
+    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
+    axes = tuple(a for a in range(x.ndim) if a != axis)
+    channels = (x.shape[axis],)
+    meaning = f"the channels, axis {axis} of x of shape {x.shape}"
+    scale, bias = as_parameter("scale", scale, channels, meaning), as_parameter("bias", bias, channels, meaning)
+    old = None if stats is None else _as_stats(stats, channels, meaning)
+    if not training and old is None:
+        raise ValueError("stats must be given with training=False, got None")
+    mask = as_mask(where, x.shape, "x")
+    momentum = static_float("momentum", momentum, 0.0, 1.0)
+    running_ddof = static_int("running_ddof", running_ddof, minimum=0)
+    view = tuple(s if a == axis else 1 for a, s in enumerate(x.shape))
+    where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
+    rule = Rule(x.shape, axes, view, view, where_view, epsilon, True, ddof, axis_name)
+    if not training:
+        old = BatchStats(*(lax.stop_gradient(s) for s in old))
+        given = (lax.reshape(old.mean, view), lax.reshape(old.var, view))
+        return apply(rule, x, scale, bias, None, given)[0], old
+    check_ddof("running_ddof", running_ddof, group_size(rule), rule)
+    y, moments = apply(rule, x, scale, bias, mask)
+    return y, _update(old, moments, view, momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
+
+
+def _update(
+    old: BatchStats | None,
+    moments: Moments,
+    view: tuple[int, ...],
+    momentum: float,
+    ddof: int,
+    running_ddof: int,
+    dtype: Any,
+) -> BatchStats:
+    """The new running statistics: each channel's own again where the batch has nothing to say."""
+    channels = (math.prod(view),)
+    mean, squares, count = (
+        cast(lax.stop_gradient(lax.reshape(jnp.broadcast_to(m, view), channels)), dtype) for m in moments
+    )
+    var = squares / jnp.maximum(count - running_ddof, 1)
+    if old is None:
+        old, momentum = init_batch_stats(channels[0], dtype=dtype), 0.0
+    old_mean, old_var = (cast(lax.stop_gradient(s), dtype) for s in old)
+    new_mean, new_var = (momentum * o + (1 - momentum) * b for o, b in ((old_mean, mean), (old_var, var)))
+    return BatchStats(
+        jnp.where(count > ddof, new_mean, old_mean),
+        jnp.where(count > max(ddof, running_ddof), new_var, old_var),
+    )
+
+
+def _as_stats(stats: Any, channels: tuple[int, ...], meaning: str) -> BatchStats:
+    """`stats` as a checked `BatchStats`."""
+    if not isinstance(stats, tuple | list) or len(stats) != 2:
+        raise TypeError(f"stats must be a BatchStats (mean, var), got {type(stats).__name__}")
+    mean, var = (as_parameter(f"stats.{n}", s, channels, meaning) for n, s in zip(BatchStats._fields, stats, strict=True))
+    if mean is None or var is None:
+        raise TypeError("stats must be a BatchStats of two arrays, got None in it")
+    return BatchStats(mean, var)
+
+
+def _over_features(
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    rule: Rule,
+    reduction_axes: Axes,
+    where: ArrayLike | None,
+) -> jax.Array:
+    """The norms whose parameters have the shape of x over the reduced axes."""
+    x = as_float_array("x", x)
+    axes = canonical_axes("reduction_axes", reduction_axes, x.ndim)
+    features = tuple(x.shape[a] for a in axes)
+    meaning = f"x of shape {x.shape} over axes {axes}"
+    scale, bias = as_parameter("scale", scale, features, meaning), as_parameter("bias", bias, features, meaning)
+    mask = as_mask(where, x.shape, "x")
+    view = tuple(s if a in axes else 1 for a, s in enumerate(x.shape))
+    where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
+    rule = dataclasses.replace(
+        rule, view=x.shape, axes=axes, scale_view=view, bias_view=view, where_view=where_view
+    )
+    return apply(rule, x, scale, bias, mask)[0]
+
+
+def _over_groups(
+    x: jax.Array,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    num_groups: int,
+    feature_axis: int,
+    epsilon: float,
+    where: ArrayLike | None,
+) -> jax.Array:
+    """The norms of each example over its spatial axes and one group of consecutive channels."""
+    axis = _feature_axis(x, feature_axis)
+    channels, groups = x.shape[axis], static_int("num_groups", num_groups, minimum=1)
+    if channels % groups:
+        raise ValueError(f"num_groups must divide the {channels} channels (axis {axis} of x {x.shape}), got {groups}")
+
+    def split(shape: tuple[int, ...]) -> tuple[int, ...]:
+        inner = (1, 1) if shape[axis] == 1 != channels else (groups, channels // groups)
+        return *shape[:axis], *inner, *shape[axis + 1 :]
+
+    meaning = f"the channels, axis {axis} of x of shape {x.shape}"
+    scale, bias = (as_parameter(n, p, (channels,), meaning) for n, p in (("scale", scale), ("bias", bias)))
+    mask = as_mask(where, x.shape, "x")
+    view = split(tuple(s if a == axis else 1 for a, s in enumerate(x.shape)))
+    where_view = () if mask is None else split(expand_rank(mask.shape, x.ndim))
+    axes = tuple(a for a in range(1, x.ndim + 1) if a != axis)
+    rule = Rule(split(x.shape), axes, view, view, where_view, epsilon)
+    return apply(rule, x, scale, bias, mask)[0]
+
+
+def _feature_axis(x: jax.Array, feature_axis: int) -> int:
+    """The channels' axis of an array whose axis 0 is the batch."""
+    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
+    if axis == 0:
+        raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
+    return axis

@@ -1,0 +1,55 @@
+"""What the tests over `jaxnorm.cases` share: a case's differentiable side, cotangents, comparisons, numerical errors."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnorm.cases import Case, all_cases
+
+CASES = all_cases()
+IDS = [str(case).replace(" ", "_") for case in CASES]
+
+
+def is_float(tree: Any) -> bool:
+    return all(jnp.issubdtype(np.asarray(leaf).dtype, np.floating) for leaf in jax.tree.leaves(tree))
+
+
+def differentiable(case: Case, dtype: Any = np.float64) -> list[Any]:
+    """The case's floating-point arguments, in one precision."""
+    return [jax.tree.map(lambda a: jnp.asarray(a, dtype), v) for v in case.args.values() if is_float(v)]
+
+
+def bound(case: Case, module: ModuleType) -> Callable[..., Any]:
+    """The function as one of its floating-point arguments alone."""
+    function, values = case.function(module), list(case.args.values())
+
+    def call(*floats: Any) -> Any:
+        remaining = iter(floats)
+        return function(*(next(remaining) if is_float(v) else jax.tree.map(jnp.asarray, v) for v in values))
+
+    return call
+
+
+def random_like(tree: Any, seed: int = 0) -> Any:
+    """Random arrays of the shapes and dtypes of a tree: cotangents, tangents."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
+
+
+def value_and_vjp(function: Callable[..., Any], floats: list[Any], cotangent: Any) -> tuple[Any, Any]:
+    value, vjp = jax.vjp(function, *floats)
+    return value, vjp(cotangent)
+
+
+def assert_close(got: Any, wanted: Any, tolerance: float = 1e-10) -> None:
+    """Equal structures, shapes and dtypes; values within the tolerance relative to each array's largest entry."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert g.shape == w.shape and g.dtype == w.dtype, f"{g.dtype}{g.shape} against {w.dtype}{w.shape}"
+        g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+        largest = np.max(np.abs(w), initial=0.0, where=np.isfinite(w))
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance * max(largest, 1e-3))

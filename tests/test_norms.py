@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +76,7 @@ def test_an_outlier_costs_the_others_no_digits(norm):
     """A shift far from the mean would: the first element is where the shift comes from."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 64, 512)), jnp.float32).at[0, 0, 0].set(1e7)
     exact = np.asarray(norm(jnp.asarray(x, jnp.float64)))
-    np.testing.assert_allclose(norm(x), exact, rtol=2e-6, atol=1e-8)
+    np.testing.assert_allclose(norm(x), exact, rtol=2e-6, atol=1e-7)
 
 
 @over_norms
@@ -137,19 +136,6 @@ def test_any_axes_any_parameter_shapes_any_mask(shape_axes_seed, use_mean, with_
         value_and_vjp(partial(m.normalize, **options), arguments, random_like(x, seed=1)) for m in (jn, reference)
     )
     assert_close(got, wanted)
-
-
-def test_batch_norm_statistics_over_training_steps_match_flax():
-    layer = flax.linen.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-3)
-    xs = [jnp.asarray(np.random.default_rng(i).normal(i, 2, size=(8, 5)), jnp.float32) for i in range(3)]
-    variables, stats = layer.init(jax.random.key(0), xs[0]), jn.init_batch_stats(5)
-    for x in xs:
-        theirs, update = layer.apply(variables, x, mutable=["batch_stats"])
-        variables = {**variables, **update}
-        ours, stats = jn.batch_norm(x, stats=stats, training=True, momentum=0.9, epsilon=1e-3)
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(stats.mean, variables["batch_stats"]["mean"], rtol=1e-5)
-    np.testing.assert_allclose(stats.var, variables["batch_stats"]["var"], rtol=1e-5)
 
 
 def test_batch_norm_running_statistics():

@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
@@ -330,7 +329,7 @@ def summary(result: Result) -> Table:
         "compile time": f"{result.compile_seconds:.1f} s",
         "parameters": f"{result.num_parameters:,}",
         "epochs x steps": f"{result.losses.shape[0]} x {result.losses.shape[1]}",
-        "versions": f"jaxnorm {version('jaxnorm')}, jax {jax.__version__}, optax {optax.__version__}",
+        "versions": f"jax {jax.__version__}, optax {optax.__version__}",
         "backend": f"{jax.default_backend()} ({device.device_kind})",
     }
     title = f"{config.norm} norm, {config.loss} loss, {config.rules} rules, {config.dtype}, seed {config.seed}"
@@ -406,7 +405,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=default.seed, help="of the split, the weights and the order of the images")
     dtype_help = "of the images and activations; parameters are float32"
     add("--dtype", choices=get_args(Dtype), default=default.dtype, help=dtype_help)
-    add("--plot", type=png_path, metavar="FILE.png", help="write the curves of loss and accuracy to this picture")
+    plot_help = "write the curves of loss and accuracy to this picture"
+    add("--plot", type=png_path, metavar="FILE.png", default=argparse.SUPPRESS, help=plot_help)
     return parser
 
 
@@ -414,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     """Runs the command line `argv` (default: the program's own) and returns what was measured."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
-    plot_path: Path | None = options.pop("plot")
+    plot_path: Path | None = options.pop("plot", None)
     config = Config(**options)
     num_train = len(load_data(config)[0].labels)
     if config.batch_size > num_train:

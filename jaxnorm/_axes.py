@@ -47,7 +47,7 @@ def as_float_array(name: str, value: ArrayLike) -> jax.Array:
 
 
 def as_parameter(name: str, value: ArrayLike | None, shape: tuple[int, ...], meaning: str) -> jax.Array | None:
-    """An optional floating-point parameter of exactly this shape; `meaning` says in words where the shape comes from."""
+    """An optional floating-point parameter of exactly this shape; `meaning` says where the shape comes from."""
     if value is None:
         return None
     array = as_float_array(name, value)

@@ -89,7 +89,12 @@ def _normalization_cases() -> list[Case]:
         Case("instance_norm", "channels first", {"x": np.moveaxis(image, -1, 1).copy(), **c}, {"feature_axis": 1}),
         Case("instance_norm", "masked", {"x": image, **c, "where": _mask(3, 4, 5, 1)}),
         Case("group_norm", "channels last", {"x": image, **c}, {"num_groups": 3}),
-        Case("group_norm", "channels first", {"x": np.moveaxis(image, -1, 1).copy(), **c}, {"num_groups": 2, "feature_axis": 1}),
+        Case(
+            "group_norm",
+            "channels first",
+            {"x": np.moveaxis(image, -1, 1).copy(), **c},
+            {"num_groups": 2, "feature_axis": 1},
+        ),
         Case("group_norm", "features only", {"x": _normal(5, 6), **c}, {"num_groups": 2}),
         Case("group_norm", "masked", {"x": image, **c, "where": _mask(3, 4, 5, 6)}, {"num_groups": 2}),
         Case("group_norm", "broadcast mask", {"x": image, **c, "where": _mask(4, 1, 1)}, {"num_groups": 3}),
@@ -97,7 +102,12 @@ def _normalization_cases() -> list[Case]:
         Case("batch_norm", "inference", {"x": image, **c, "stats": stats}, {"training": False}),
         Case("batch_norm", "own statistics", {"x": x, **c}, {"training": True, "running_ddof": 1}),
         Case("batch_norm", "ddof", {"x": x, **c, "stats": stats}, {"training": True, "ddof": 1, "running_ddof": 2}),
-        Case("batch_norm", "channels first", {"x": np.moveaxis(image, -1, 1).copy(), **c}, {"training": True, "feature_axis": 1}),
+        Case(
+            "batch_norm",
+            "channels first",
+            {"x": np.moveaxis(image, -1, 1).copy(), **c},
+            {"training": True, "feature_axis": 1},
+        ),
         Case("batch_norm", "masked", {"x": x, **c, "stats": stats, "where": mask}, {"training": True}),
         Case(
             "batch_norm",
@@ -161,7 +171,12 @@ def _softmax_cases() -> list[Case]:
         Case("multiclass_svm_loss", "weighted", {"scores": x, "labels": y, "class_weights": weights}, {"power": 2}),
         Case("multiclass_svm_loss", "first axis", {"scores": x, "labels": _labels(5, 7, classes=4)}, {"axis": 0}),
         Case("multiclass_hinge_loss", "plain", {"scores": x, "labels": y}),
-        Case("multiclass_hinge_loss", "margin", {"scores": x, "labels": _labels(4, 7, classes=5)}, {"axis": 1, "margin": 2.0}),
+        Case(
+            "multiclass_hinge_loss",
+            "margin",
+            {"scores": x, "labels": _labels(4, 7, classes=5)},
+            {"axis": 1, "margin": 2.0},
+        ),
     ]
 
 
@@ -199,7 +214,9 @@ def _dense_cases() -> list[Case]:
     ]
 
 
-def _conv_case(name: str, label: str, x: tuple[int, ...], kernel: tuple[int, ...], outputs: int, **options: Any) -> Case:
+def _conv_case(
+    name: str, label: str, x: tuple[int, ...], kernel: tuple[int, ...], outputs: int, **options: Any
+) -> Case:
     arrays = {"x": _normal(*x), "kernel": _normal(*kernel, seed=1), "bias": _normal(outputs, seed=2)}
     return Case(name, label, arrays, options)
 

@@ -1,42 +1,42 @@
-"""Convolution and its two gradients, each a correlation again.
+"""Convolution and its transpose: one linear rule, whatever the strides, padding, dilations, groups and axis order.
 
-Forward, along one spatial axis (several axes are independent), with stride s, input dilation d, kernel dilation t, low
-padding l, an input of X entries, a kernel of K and an output of G; xd is x with d - 1 zeros between its entries, of
-size Xd = (X - 1) d + 1, and Kd = (K - 1) t + 1 is the extent of the dilated kernel:
+Forward, for one spatial axis (several go alike, each by itself). An array of n entries dilated by f, that is with f - 1
+zeros between neighbours, has length D(n, f) = (n - 1) f + 1, or 0 for n = 0. The input x has S entries and dilation e,
+the kernel w has K entries and dilation d, the stride is s, the padding (l, h); x_e is x dilated by e, and 0 outside:
 
-    y[o] = sum_k xd[o s + k t - l] w[k]        G = floor((Xd + l + h - Kd) / s) + 1                                  (1)
+    y[n, t, o] = sum over k, c of x_e[n, s t + d k - l, c] w[k, c, o] + b[o]        for t = 0 .. T - 1               (1)
+    T = floor((D(S, e) + l + h - D(K, d)) / s) + 1, or 0 if that is negative                                         (2)
 
-where xd is 0 outside, channels are summed within each group, and h is the high padding.
+With groups, y's channels o of one group see that group's channels c of x alone. A negative l or h crops x_e.
 
-Gradient of the input. The entry xd[p] meets w[k] in y[o] where p = o s + k t - l. With gd the cotangent g with s - 1
-zeros between its entries, of size Gd = (G - 1) s + 1, and the kernel turned around, w'[k] = w[K - 1 - k],
+Backward, for the incoming cotangent g, with g_s the cotangent dilated by s, 0 outside:
 
-    dxd[p] = sum_k gd[p + l - k t] w[k] = sum_k gd[p + k t - (Kd - 1 - l)] w'[k]                                     (2)
+    dx[n, i, c] = sum over k, o of g_s[n, e i + d k - (D(K, d) - 1 - l), o] w[K - 1 - k, c, o]                       (3)
+    dw[k, c, o] = sum over t, n of x_e[n, d k + s t - l, c] g[n, t, o]        db[o] = sum over n, t of g[n, t, o]    (4)
 
-which is (1) with input gd, stride 1 (d, to take only the entries of xd that are x's), low padding Kd - 1 - l, and the
-high padding Xd + l - Gd that makes Xd positions of it. Channels: w' maps the group's outputs to its inputs.
+Derivation. In (1) the entry x[i] = x_e[e i] meets g[t] times w[k] where s t + d k - l = e i, so that dx[i] is the sum
+over k of g_s[e i + l - d k] w[k]; counting k from the other end gives (3), which has the form of (1): a convolution of
+g (dilated by s) with the flipped kernel (in and out swapped within each group), of stride e and low padding
+D(K, d) - 1 - l. In the same way w[k] meets g[t] times x_e[s t + d k - l], which is (4): a convolution of x with g as
+the kernel, dilation and stride exchanged, the batch as the channels summed over, and the low padding l as it was.
 
-Gradient of the kernel. w[k] meets xd[o s + k t - l] in each y[o], so
+The high paddings follow from (2), as (3) must have S outputs and (4) K of them. With u = D(S, e) + l - D(T, s),
 
-    dw[k] = sum_o xd[k t + o s - l] g[o]                                                                             (3)
+    high padding of (3) = u        high padding of (4) = D(K, d) - 1 - u                                             (5)
 
-which is (1) with kernel g dilated by s, stride t, low padding l, and the high padding Gd + Kd - 1 - Xd - l that makes K
-positions of it. The batch is what is summed: channels of x become the batch, the batch becomes the channels.
+The border. Let r be the remainder of the division in (2): the rows at the end that no window reaches when the stride
+does not divide. For T > 0, D(T, s) = D(S, e) + l + h - D(K, d) + 1 - r, hence u = D(K, d) - 1 - h + r: (3) pads both
+ends alike, and r more zeros at the end are the gradient of the rows that were never read; (4) has h - r and crops them.
+Nothing here asks for l, h or the new paddings to be positive: a negative one crops zeros or unread rows.
 
-The border. Where s does not divide Xd + l + h - Kd, the last entries of the padded input meet no window. (1) never
-reads them; the high paddings of (2) and (3) are then smaller than Kd - 1 - h and h by that remainder, or negative (a
-crop), so that they stay right without a special case. So do negative paddings.
-
-All operands are brought to the canonical order first, batch, space, channels and space, inputs, outputs: other orders
-fall to a naive loop inside `lax.scan` on XLA's CPU backend.
+The transposed convolution is (1) with e for its stride and s = 1, and so are its gradients.
 
 References: Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning",
-https://arxiv.org/abs/1603.07285.
+https://arxiv.org/abs/1603.07285 (chapter 4 is (3) and its paddings).
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -49,29 +49,52 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, static_bool, static_int
 
 Pairs = tuple[tuple[int, int], ...]
-Padding = str | int | Sequence[int | tuple[int, int]]
-CANONICAL = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NHWDC", "HWDIO", "NHWDC")}
+Padding = str | int | Sequence[int | Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The caller's axis orders: canonical axis i (NHWC, HWIO, NHWC and kin) is the caller's axis `x[i]`, and so on."""
+
+    x: tuple[int, ...]
+    kernel: tuple[int, ...]  # in and out exchanged if the kernel is a transposed one
+    y: tuple[int, ...]
+    flip: bool  # whether the kernel's spatial axes are reversed too
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """The static side of a convolution, in canonical order."""
+    """The static side of one convolution, in canonical order; every tuple has one entry per spatial axis."""
 
-    x_order: tuple[int, ...]  # the caller's axes of x as batch, space, channels
-    kernel_order: tuple[int, ...]  # the caller's axes of the kernel as space, inputs, outputs
-    output_order: tuple[int, ...]  # batch, space, channels as the caller's axes of the output
-    turned: bool  # the caller's kernel is turned around in space (and its order swaps inputs and outputs)
+    input_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     strides: tuple[int, ...]
     padding: Pairs
     input_dilation: tuple[int, ...]
     kernel_dilation: tuple[int, ...]
     groups: int
     precision: Any
+    dtype: Any  # of the accumulation: float32 or float64
     output_dtype: Any
+    layout: Layout
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """D(K, d): how far a window reaches."""
+        return _dilated(self.kernel_size, self.kernel_dilation)
+
+    @property
+    def excess(self) -> tuple[int, ...]:
+        """u of (5), with T of (2)."""
+        sizes = _dilated(self.input_size, self.input_dilation)
+        rows = zip(sizes, self.padding, self.reach, self.strides, strict=True)
+        output_size = [max(0, (size + sum(pads) - reach) // s + 1) for size, pads, reach, s in rows]
+        spans = zip(sizes, self.padding, _dilated(output_size, self.strides), strict=True)
+        return tuple(size + low - span for size, (low, _), span in spans)
 
 
 class Residuals(NamedTuple):
-    """What is kept: the inputs themselves, in the caller's order."""
+    """What the backward pass keeps: the inputs as they came, in the caller's axis order."""
 
     x: jax.Array
     kernel: jax.Array
@@ -88,65 +111,53 @@ def conv(
     input_dilation: int | Sequence[int] = 1,
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
-    dimension_numbers: tuple[str, str, str] | None = None,
+    dimension_numbers: Sequence[str] | None = None,
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Convolution over 1, 2 or 3 spatial axes, as `jax.lax.conv_general_dilated`, with a bias.
+    """Convolution: `y[n, t, o] = sum over k, c of x[n, strides * t + k - low, c] * kernel[k, c, o] + bias[o]`.
 
     Args:
-      x: floating-point array of shape `(N, *space, C_in)`; differentiable.
+      x: float array of shape `(N, *spatial, C_in)` with 1 to 3 spatial axes; differentiable.
       kernel: float array of shape `(*window, C_in / feature_group_count, C_out)`; differentiable.
       bias: float array of shape `(C_out,)`, or None for 0; differentiable.
-      strides: of the window, one for all spatial axes or one for each; static.
-      padding: "SAME", "SAME_LOWER", "VALID", one int for all sides, or for each spatial axis an int or a pair
-        `(low, high)`; negative paddings crop; static.
-      input_dilation: `d - 1` zeros go between the entries of `x`; static.
-      kernel_dilation: `d - 1` zeros go between the entries of `kernel`; static.
-      feature_group_count: groups of channels that do not see each other; C_in for a depthwise convolution; static.
-      dimension_numbers: three strings for the axes of `x`, `kernel` and the output, as in `jax.lax`, such as
-        `("NCHW", "OIHW", "NCHW")`; None is channels last as above; static.
+      strides: step of the window, an int or one per spatial axis; static.
+      padding: `"SAME"`, `"SAME_LOWER"`, `"VALID"`, an int, or one int or `(low, high)` pair per spatial axis; a
+        negative one crops; static.
+      input_dilation: `input_dilation - 1` zeros are put between neighbours of x; as `strides`; static.
+      kernel_dilation: the same for the kernel ("atrous"); static.
+      feature_group_count: number of groups of consecutive channels, each convolved by itself; static.
+      dimension_numbers: axis orders of x, kernel and output such as `("NCHW", "OIHW", "NCHW")`, as in
+        `jax.lax.conv_general_dilated`; None is channels last, as in the shapes above; static.
       precision: of the products, forward and backward, as in `jax.lax.conv_general_dilated`; static.
-      preferred_element_type: the output's dtype, None for x's; static.
+      preferred_element_type: floating dtype of the output; None is x's dtype; static.
 
     Returns:
-      Array of shape `(N, *out_space, C_out)`. Sums are accumulated in float32, or float64 if an argument is float64.
+      Array of shape `(N, *output, C_out)`. Products are accumulated in float32, or float64 if an argument or the output
+      is float64; arguments of different dtypes are multiplied in that dtype.
 
     Gradient:
-      Equations (2) and (3) of this module. Kept for it: `x` and `kernel`.
+      Equations (3) to (5) of this module, accumulated likewise. Kept for it: `x` and `kernel`.
 
     Raises:
-      TypeError: an array, or `preferred_element_type`, is not floating-point.
-      ValueError: a shape, `dimension_numbers` or an option does not fit, or string padding meets an input dilation.
+      TypeError: an array is not floating-point, or `preferred_element_type` is no floating dtype.
+      ValueError: ranks, channels or groups do not fit, a kernel has no entry, `padding` or `dimension_numbers` are none
+        of the above, or `padding` is a string although `input_dilation` is not 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxnorm as jn
-      >>> image, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))
-      >>> print(jn.conv(image, kernel)[0, :, :, 0])
-      [[4. 6. 4.]
-       [6. 9. 6.]
-       [4. 6. 4.]]
+      >>> y = jn.conv(jnp.arange(5.0).reshape(1, 5, 1), jnp.ones((3, 1, 1)), strides=2)
+      >>> print(y[0, :, 0])
+      [1. 6. 7.]
 
     References:
-      Dumoulin and Visin 2016, https://arxiv.org/abs/1603.07285.
+      Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", https://arxiv.org/abs/1603.07285.
     """
-    x, kernel, orders, space, window = _arrays(x, kernel, dimension_numbers, False)
-    strides = _per_axis("strides", strides, len(space))
-    input_dilation = _per_axis("input_dilation", input_dilation, len(space))
-    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, len(space))
-    if isinstance(padding, str):
-        if set(input_dilation) - {1}:
-            raise ValueError(f"padding must be explicit with input_dilation {input_dilation}, got {padding!r}")
-        if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
-            raise ValueError(f'padding must be "SAME", "SAME_LOWER", "VALID", ints or pairs, got {padding!r}')
-        pads = tuple(lax.padtype_to_pads(space, _dilated(window, kernel_dilation), strides, padding))
-    else:
-        pads = _explicit_padding(padding, len(space))
-    groups = static_int("feature_group_count", feature_group_count, minimum=1)
-    dtype = _output_dtype(x, preferred_element_type)
-    geometry = Geometry(*orders, False, strides, pads, input_dilation, kernel_dilation, groups, precision, dtype)
-    return _checked_conv(geometry, x, kernel, bias)
+    return _apply(
+        False, x, kernel, bias, strides, padding, input_dilation, kernel_dilation, feature_group_count,
+        dimension_numbers, False, precision, preferred_element_type,
+    )  # fmt: skip
 
 
 def conv_transpose(
@@ -157,305 +168,290 @@ def conv_transpose(
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     kernel_dilation: int | Sequence[int] = 1,
-    dimension_numbers: tuple[str, str, str] | None = None,
+    dimension_numbers: Sequence[str] | None = None,
     transpose_kernel: bool = False,
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Transposed convolution, as `jax.lax.conv_transpose`, with a bias: a convolution of the dilated input.
+    """Transposed (fractionally strided) convolution: `conv(x, kernel, bias, input_dilation=strides, strides=1)`.
 
     Args:
-      x: floating-point array of shape `(N, *space, C_in)`; differentiable.
+      x: float array of shape `(N, *spatial, C_in)` with 1 to 3 spatial axes; differentiable.
       kernel: float array of shape `(*window, C_in, C_out)`; differentiable.
       bias: float array of shape `(C_out,)`, or None for 0; differentiable.
-      strides: by how much the output is larger: the dilation of `x`, for all spatial axes or for each; static.
-      padding: "SAME" (the output is `strides` times the input), "VALID", or ints and pairs that pad the dilated input
-        (lax's meaning, not PyTorch's); static.
-      kernel_dilation: `d - 1` zeros go between the entries of `kernel`; static.
-      dimension_numbers: three strings as in `jax.lax`, None for channels last; static.
-      transpose_kernel: turn the kernel around and swap its input and output channels first, so that the result is the
-        gradient of a convolution with this kernel, of shape `(*window, C_out, C_in)`; static.
-      precision: of the products, forward and backward; static.
-      preferred_element_type: the output's dtype, None for x's; static.
+      strides: `strides - 1` zeros are put between neighbours of x; an int or one per spatial axis; static.
+      padding: of the dilated x, an int, or one int or `(low, high)` pair per spatial axis (lax's meaning, not
+        PyTorch's); or `"SAME"` (the output is `strides` times as long) or `"VALID"`, which undo the convolution of that
+        padding; static.
+      kernel_dilation: `kernel_dilation - 1` zeros are put between neighbours of the kernel; as `strides`; static.
+      dimension_numbers: axis orders as in `conv`; None is channels last; static.
+      transpose_kernel: True takes a kernel of shape `(*window, C_out, C_in)` and flips its spatial axes, so that the
+        result is the input gradient of a convolution with that kernel; static.
+      precision: of the products, forward and backward, as in `jax.lax.conv_transpose`; static.
+      preferred_element_type: floating dtype of the output; None is x's dtype; static.
 
     Returns:
-      Array of shape `(N, *out_space, C_out)`. Sums are accumulated in float32, or float64 if an argument is float64.
+      Array of shape `(N, *output, C_out)`, accumulated as in `conv`.
 
     Gradient:
-      Equations (2) and (3) of this module. Kept for it: `x` and `kernel`.
+      Equations (3) to (5) of this module. Kept for it: `x` and `kernel`.
 
     Raises:
-      TypeError: an array, or `preferred_element_type`, is not floating-point.
-      ValueError: a shape, `dimension_numbers` or an option does not fit.
+      TypeError: an array is not floating-point, or `preferred_element_type` is no floating dtype.
+      ValueError: ranks or channels do not fit, a kernel has no entry, or `padding` or `dimension_numbers` are none of
+        the above.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxnorm as jn
-      >>> x, kernel = jnp.array([1.0, 2.0]).reshape(1, 2, 1), jnp.ones((2, 1, 1))
-      >>> print(jn.conv_transpose(x, kernel, strides=2)[0, :, 0])
+      >>> y = jn.conv_transpose(jnp.array([[[1.0], [2.0]]]), jnp.ones((2, 1, 1)), strides=2)
+      >>> print(y[0, :, 0])
       [1. 1. 2. 2.]
 
     References:
-      Dumoulin and Visin 2016, https://arxiv.org/abs/1603.07285, chapter 4.
+      Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", https://arxiv.org/abs/1603.07285.
     """
-    turned = static_bool("transpose_kernel", transpose_kernel)
-    x, kernel, orders, space, window = _arrays(x, kernel, dimension_numbers, turned)
-    strides = _per_axis("strides", strides, len(space))
-    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, len(space))
-    if isinstance(padding, str):
-        if padding.upper() not in ("SAME", "VALID"):
-            raise ValueError(f'padding must be "SAME", "VALID", ints or pairs, got {padding!r}')
-        extents = zip(_dilated(window, kernel_dilation), strides, strict=True)
-        pads = tuple(_transpose_padding(k, s, padding.upper() == "SAME") for k, s in extents)
-    else:
-        pads = _explicit_padding(padding, len(space))
-    ones, dtype = (1,) * len(space), _output_dtype(x, preferred_element_type)
-    geometry = Geometry(*orders, turned, ones, pads, strides, kernel_dilation, 1, precision, dtype)
-    return _checked_conv(geometry, x, kernel, bias)
+    return _apply(
+        True, x, kernel, bias, 1, padding, strides, kernel_dilation, 1,
+        dimension_numbers, transpose_kernel, precision, preferred_element_type,
+    )  # fmt: skip
 
 
-# --- the rule -------------------------------------------------------------------------------------------------------
+# --- the core -------------------------------------------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(geometry, x, kernel, bias):
-    return _conv_fwd(geometry, x, kernel, bias)[0]
+def _convolution(geometry, x, kernel, bias):
+    return _convolution_fwd(geometry, x, kernel, bias)[0]
 
 
-def _conv_fwd(geometry, x, kernel, bias):
-    dtype = compute_dtype(x, kernel, bias)
-    y = conv_forward(geometry, *_canonical(geometry, x, kernel), dtype)
+def _convolution_fwd(geometry, x, kernel, bias):
+    layout = geometry.layout
+    y = _conv_y(geometry, _to_canonical(x, layout.x), _flipped(_to_canonical(kernel, layout.kernel), layout.flip))
     if bias is not None:
-        y = y + lax.broadcast_in_dim(cast(bias, dtype), y.shape, (y.ndim - 1,))
-    return _transposed(cast(y, geometry.output_dtype), geometry.output_order), Residuals(x, kernel, bias)
+        y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, (y.ndim - 1,))
+    return _from_canonical(cast(y, geometry.output_dtype), layout.y), Residuals(x, kernel, bias)
 
 
-def _conv_bwd(geometry, residuals, g):
+def _convolution_bwd(geometry, residuals, g):
     x, kernel, bias = residuals
-    dtype = compute_dtype(x, kernel, bias)
-    g = _transposed(g, _inverse(geometry.output_order))
-    canonical_x, canonical_kernel = _canonical(geometry, x, kernel)
-    dx = conv_dx(geometry, g, canonical_kernel, canonical_x.shape, dtype)
-    dkernel = conv_dkernel(geometry, canonical_x, g, canonical_kernel.shape, dtype)
-    dx = _transposed(dx, _inverse(geometry.x_order))
-    dkernel = _transposed(_turned(geometry, dkernel), _inverse(geometry.kernel_order))
-    dbias = None if bias is None else cotangent_for(bias, cast(g, dtype))
-    return cotangent_for(x, dx), cotangent_for(kernel, dkernel), dbias
+    layout = geometry.layout
+    g = _to_canonical(g, layout.y)
+    dx = _conv_dx(geometry, g, _flipped(_to_canonical(kernel, layout.kernel), layout.flip))
+    dkernel = _flipped(_conv_dkernel(geometry, _to_canonical(x, layout.x), g), layout.flip)
+    return (
+        cotangent_for(x, _from_canonical(dx, layout.x)),
+        cotangent_for(kernel, _from_canonical(dkernel, layout.kernel)),
+        None if bias is None else cotangent_for(bias, cast(g, geometry.dtype)),  # (4)
+    )
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_convolution.defvjp(_convolution_fwd, _convolution_bwd)
 
 
-def conv_forward(geometry: Geometry, x: jax.Array, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """Equation (1) on canonical operands: `(N, *space, C_in)` and `(*window, C_in / groups, C_out)`."""
+def _conv_y(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Equation (1) without the bias."""
     return _correlate(
-        x,
-        kernel,
-        geometry.strides,
-        geometry.padding,
-        geometry.input_dilation,
-        geometry.kernel_dilation,
-        geometry.groups,
-        geometry.precision,
-        dtype,
+        geometry, x, kernel, geometry.strides, geometry.padding, geometry.input_dilation, geometry.kernel_dilation
     )
 
 
-def conv_dx(
-    geometry: Geometry, g: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], dtype: Any
-) -> jax.Array:
-    """Equation (2): the dilated cotangent correlated with the kernel turned around."""
-    if 0 in x_shape or 0 in g.shape or 0 in kernel.shape:
-        return jnp.zeros(x_shape, dtype)
-    groups, window = geometry.groups, kernel.shape[:-2]
-    x_extent = _dilated(x_shape[1:-1], geometry.input_dilation)
-    g_extent = _dilated(g.shape[1:-1], geometry.strides)
-    window_extent = _dilated(window, geometry.kernel_dilation)
-    pads = tuple(
-        (k - 1 - low, xd + low - gd)
-        for k, xd, gd, (low, _) in zip(window_extent, x_extent, g_extent, geometry.padding, strict=True)
-    )
-    inputs, outputs = kernel.shape[-2], kernel.shape[-1] // groups
-    turned = lax.rev(kernel, tuple(range(len(window)))).reshape(*window, inputs, groups, outputs)
-    turned = jnp.swapaxes(turned, -3, -1).reshape(*window, outputs, groups * inputs)
+def _conv_dx(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Equation (3): g dilated by the strides, convolved with the flipped kernel, in and out swapped in each group."""
+    *window, inputs, outputs = kernel.shape
+    space, groups = len(window), geometry.groups
+    swapped = lax.reshape(kernel, (*window, inputs, groups, outputs // groups))
+    swapped = lax.transpose(swapped, (*range(space), space + 2, space + 1, space))
+    swapped = _flipped(lax.reshape(swapped, (*window, outputs // groups, groups * inputs)), True)
+    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
+    padding = tuple((reach - 1 - low, u) for (low, _), reach, u in ends)  # (5)
     return _correlate(
-        g,
-        turned,
-        geometry.input_dilation,
-        pads,
-        geometry.strides,
-        geometry.kernel_dilation,
-        groups,
-        geometry.precision,
-        dtype,
+        geometry, g, swapped, geometry.input_dilation, padding, geometry.strides, geometry.kernel_dilation
     )
 
 
-def conv_dkernel(
-    geometry: Geometry, x: jax.Array, g: jax.Array, kernel_shape: tuple[int, ...], dtype: Any
-) -> jax.Array:
-    """Equation (3): the input correlated with the dilated cotangent, the batch as the channels that are summed."""
-    if 0 in x.shape or 0 in g.shape or 0 in kernel_shape:
-        return jnp.zeros(kernel_shape, dtype)
-    groups, space, batch = geometry.groups, x.shape[1:-1], x.shape[0]
-    x_extent = _dilated(space, geometry.input_dilation)
-    g_extent = _dilated(g.shape[1:-1], geometry.strides)
-    window_extent = _dilated(kernel_shape[:-2], geometry.kernel_dilation)
-    pads = tuple(
-        (low, gd + k - 1 - xd - low)
-        for k, xd, gd, (low, _) in zip(window_extent, x_extent, g_extent, geometry.padding, strict=True)
-    )
-    # Each group's channels become the batch; the groups' batches stand side by side as groups of channels.
-    x = x.reshape(batch, *space, groups, kernel_shape[-2])
-    x = jnp.swapaxes(x, 0, -1).reshape(kernel_shape[-2], *space, groups * batch)
-    g = jnp.moveaxis(g, 0, -2)
+def _conv_dkernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Equation (4): x convolved with g dilated by the strides; the batch is what is summed over."""
+    batch, *size, channels = x.shape
+    space, groups = len(size), geometry.groups
+    if g.size == 0:  # XLA takes no window of size 0; the empty sum varies over the devices as g does
+        zero = jnp.sum(cast(g, geometry.dtype))
+        return lax.broadcast(zero, (*geometry.kernel_size, channels // groups, g.shape[-1]))
+    # In-group channels take the place of the batch, and (group, image) that of the channels: feature groups, since
+    # XLA's CPU backend runs batch groups in a naive loop.
+    images = lax.reshape(x, (batch, *size, groups, channels // groups))
+    images = lax.transpose(images, (space + 2, *range(1, space + 1), space + 1, 0))
+    images = lax.reshape(images, (channels // groups, *size, groups * batch))
+    window = lax.transpose(g, (*range(1, space + 1), 0, space + 1))
+    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
+    padding = tuple((low, reach - 1 - u) for (low, _), reach, u in ends)  # (5)
     dkernel = _correlate(
-        x,
-        g,
-        geometry.kernel_dilation,
-        pads,
-        geometry.input_dilation,
-        geometry.strides,
-        groups,
-        geometry.precision,
-        dtype,
+        geometry, images, window, geometry.kernel_dilation, padding, geometry.input_dilation, geometry.strides
     )
-    return jnp.moveaxis(dkernel, 0, -2)
+    return lax.transpose(dkernel, (*range(1, space + 1), 0, space + 1))
 
 
 def _correlate(
+    geometry: Geometry,
     x: jax.Array,
-    kernel: jax.Array,
+    window: jax.Array,
     strides: tuple[int, ...],
     padding: Pairs,
     input_dilation: tuple[int, ...],
     kernel_dilation: tuple[int, ...],
-    groups: int,
-    precision: Any,
-    dtype: Any,
 ) -> jax.Array:
-    """The one call of lax: canonical operands, accumulated in `dtype`, to which only unequal operands are cast."""
-    if x.dtype != kernel.dtype:
-        x, kernel = cast(x, dtype), cast(kernel, dtype)
+    """A convolution of canonical operands that accumulates in the geometry's dtype, and returns it."""
+    if x.dtype != window.dtype or geometry.dtype == jnp.float64:
+        x, window = cast(x, geometry.dtype), cast(window, geometry.dtype)
     return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        input_dilation,
-        kernel_dilation,
-        CANONICAL[len(strides)],
-        groups,
-        precision=precision,
-        preferred_element_type=dtype,
-    )
+        x, window, strides, padding, input_dilation, kernel_dilation, _channels_last(len(strides)), geometry.groups,
+        precision=geometry.precision, preferred_element_type=geometry.dtype,  # else 16-bit operands round each sum
+    )  # fmt: skip
 
 
-# --- orders and checks ----------------------------------------------------------------------------------------------
+# --- axis orders and sizes ------------------------------------------------------------------------------------------
 
 
-def _canonical(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    kernel = _transposed(kernel, geometry.kernel_order)
-    return _transposed(x, geometry.x_order), _turned(geometry, kernel)
+def _channels_last(space: int) -> tuple[str, str, str]:
+    axes = "HWD"[:space]
+    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
-def _turned(geometry: Geometry, kernel: jax.Array) -> jax.Array:
-    """A canonical kernel turned around if the geometry says so; its own inverse and transpose."""
-    return lax.rev(kernel, tuple(range(kernel.ndim - 2))) if geometry.turned else kernel
+def _to_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
+    """The caller's array in canonical order, untouched if it has it: an eager copy would be one more buffer."""
+    return array if order == tuple(range(array.ndim)) else lax.transpose(array, order)
 
 
-def _transposed(x: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    """`x.transpose(order)` that never copies an array which is in order already."""
-    return x if order == tuple(range(x.ndim)) else lax.transpose(x, order)
+def _from_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
+    return _to_canonical(array, tuple(order.index(axis) for axis in range(array.ndim)))
 
 
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argsort(order))
+def _flipped(kernel: jax.Array, flip: bool) -> jax.Array:
+    """A canonical kernel with its spatial axes reversed, if `flip`."""
+    return lax.rev(kernel, tuple(range(kernel.ndim - 2))) if flip else kernel
+
+
+def _spatial(array: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(array.shape[axis] for axis in axes)
 
 
 def _dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """Sizes with `dilation - 1` entries between their own."""
-    return tuple(max((size - 1) * d + 1, 0) for size, d in zip(sizes, dilation, strict=True))
+    """D of the module's equations."""
+    return tuple((n - 1) * f + 1 if n else 0 for n, f in zip(sizes, dilation, strict=True))
 
 
-def _transpose_padding(extent: int, stride: int, same: bool) -> tuple[int, int]:
-    """The padding of the dilated input with which lax.conv_transpose's "SAME" and "VALID" are plain convolutions."""
-    if not same:
-        return extent - 1, stride - 1 + max(extent - stride, 0)
-    total = extent + stride - 2
-    low = extent - 1 if stride > extent - 1 else math.ceil(total / 2)
-    return low, total - low
+# --- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _arrays(x, kernel, dimension_numbers, swapped: bool):
-    """The arrays, the orders of `Geometry`, the spatial sizes of x and of the kernel."""
-    x, kernel = as_float_array("x", x), as_float_array("kernel", kernel)
+def _layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Sequence[str] | None, transpose: bool) -> Layout:
     if x.ndim not in (3, 4, 5):
-        raise ValueError(f"x must have 1, 2 or 3 spatial axes besides batch and channels, got shape {x.shape}")
+        raise ValueError(f"x must have a batch, 1 to 3 spatial axes and channels, got shape {x.shape}")
     if kernel.ndim != x.ndim:
-        raise ValueError(f"kernel must have as many axes as x of shape {x.shape}, got {kernel.shape}")
-    names = CANONICAL[x.ndim - 2] if dimension_numbers is None else dimension_numbers
-    if not (isinstance(names, tuple | list) and len(names) == 3 and all(isinstance(n, str) for n in names)):
-        raise ValueError(f"dimension_numbers must be three strings, got {dimension_numbers!r}")
+        raise ValueError(f"kernel must have as many axes as x of shape {x.shape}, got shape {kernel.shape}")
+    names = _channels_last(x.ndim - 2) if dimension_numbers is None else dimension_numbers
     try:
-        numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, tuple(names))
-    except (TypeError, ValueError) as error:
+        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("not strings")
+        of_x, of_kernel, of_y = lax.conv_dimension_numbers(x.shape, kernel.shape, tuple(names))
+    except TypeError as error:
         raise ValueError(
-            f"dimension_numbers {dimension_numbers!r} do not fit x {x.shape} and kernel {kernel.shape}: {error}"
+            f"dimension_numbers must be three strings like {_channels_last(x.ndim - 2)} for x of shape {x.shape} and "
+            f"kernel of shape {kernel.shape}, got {dimension_numbers!r}: {error}"
         ) from None
-    (batch, channels, *space), (outputs, inputs, *window) = numbers.lhs_spec, numbers.rhs_spec
-    out_batch, out_channels, *out_space = numbers.out_spec
-    if swapped:
-        inputs, outputs = outputs, inputs
-    orders = (
-        (batch, *space, channels),
-        (*window, inputs, outputs),
-        _inverse((out_batch, *out_space, out_channels)),
+    outputs, inputs, *window = of_kernel
+    channels = (outputs, inputs) if transpose else (inputs, outputs)
+    return Layout(
+        x=(of_x[0], *of_x[2:], of_x[1]),
+        kernel=(*window, *channels),
+        y=(of_y[0], *of_y[2:], of_y[1]),
+        flip=transpose,
     )
-    return x, kernel, orders, [x.shape[a] for a in space], [kernel.shape[a] for a in window]
 
 
-def _checked_conv(geometry: Geometry, x: jax.Array, kernel: jax.Array, bias: ArrayLike | None) -> jax.Array:
-    """Checks the channels against each other, and applies the rule."""
-    channels, groups = x.shape[geometry.x_order[-1]], geometry.groups
-    inputs, outputs = (kernel.shape[a] for a in geometry.kernel_order[-2:])
-    if channels % groups or outputs % groups:
+def _check_channels(x: jax.Array, kernel: jax.Array, layout: Layout, groups: int) -> None:
+    *window, inputs, outputs = _spatial(kernel, layout.kernel)
+    channels = x.shape[layout.x[-1]]
+    if channels != inputs * groups or outputs % groups:
         raise ValueError(
-            f"feature_group_count must divide the {channels} channels of x of shape {x.shape} and the {outputs} "
-            f"outputs of kernel of shape {kernel.shape}, got {groups}"
+            f"kernel of shape {kernel.shape} has {inputs} input and {outputs} output channels, not {channels} / {groups} "
+            f"and a multiple of {groups}, for x of shape {x.shape} and feature_group_count {groups}"
         )
-    if inputs != channels // groups:
+    if 0 in window:
+        raise ValueError(f"kernel must have at least one entry along each spatial axis, got shape {kernel.shape}")
+
+
+def _per_axis(name: str, value: Any, space: int) -> tuple[int, ...]:
+    """A positive int, or one per spatial axis, as a tuple."""
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        return (static_int(name, value, minimum=1),) * space
+    values = tuple(static_int(name, v, minimum=1) for v in value)
+    if len(values) != space:
+        raise ValueError(f"{name} must be an int or {space} of them, one per spatial axis, got {value!r}")
+    return values
+
+
+def _pairs(padding: Any, space: int) -> Pairs:
+    """Explicit padding as (low, high) pairs."""
+    given = tuple(padding) if isinstance(padding, Sequence | np.ndarray) else (padding,) * space
+    pads = [tuple(p) if isinstance(p, Sequence | np.ndarray) else (p, p) for p in given]
+    if len(pads) != space or any(len(pair) != 2 for pair in pads):
         raise ValueError(
-            f"kernel must have {channels // groups} input channels (x of shape {x.shape} in {groups} groups), "
-            f"got {inputs} in shape {kernel.shape}"
+            f"padding must be a string, an int, or one int or (low, high) pair for each of the {space} spatial axes, "
+            f"got {padding!r}"
         )
-    bias = as_parameter("bias", bias, (outputs,), f"the outputs of kernel of shape {kernel.shape}")
-    return _conv(geometry, x, kernel, bias)
+    return tuple((static_int("padding", low), static_int("padding", high)) for low, high in pads)
 
 
-def _per_axis(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """One positive int for each spatial axis."""
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * ndim
-    if len(values) != ndim:
-        raise ValueError(f"{name} must be an int or {ndim} ints, one for each spatial axis, got {value!r}")
-    return tuple(static_int(name, v, minimum=1) for v in values)
-
-
-def _explicit_padding(padding: int | Sequence[int | tuple[int, int]], ndim: int) -> Pairs:
-    """A (low, high) pair for each spatial axis."""
-    if not isinstance(padding, Sequence):
-        padding = (padding,) * ndim
-    if len(padding) != ndim:
-        raise ValueError(f"padding must have an int or a pair for each of {ndim} spatial axes, got {padding!r}")
-    pairs = [tuple(p) if isinstance(p, Sequence) else (p, p) for p in padding]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"padding must have an int or a pair for each of {ndim} spatial axes, got {padding!r}")
-    return tuple((static_int("padding", low), static_int("padding", high)) for low, high in pairs)
+def _string_padding(name, transposed, sizes, reach, strides, input_dilation) -> Pairs:
+    """lax's meaning of a string; `conv_transpose` undoes the convolution of that padding."""
+    if transposed and name == "VALID":
+        return tuple((k - 1, max(k, s) - 1) for k, s in zip(reach, input_dilation, strict=True))
+    if transposed and name == "SAME":
+        lows = tuple(min(k - 1, (k + s - 1) // 2) for k, s in zip(reach, input_dilation, strict=True))
+        return tuple((low, k + s - 2 - low) for low, k, s in zip(lows, reach, input_dilation, strict=True))
+    if transposed or name.upper() not in ("SAME", "SAME_LOWER", "VALID"):
+        names = '"SAME", "VALID"' if transposed else '"SAME", "SAME_LOWER", "VALID"'
+        raise ValueError(f"padding must be {names}, an int, or ints or pairs of ints, got {name!r}")
+    if any(f != 1 for f in input_dilation):
+        raise ValueError(f"padding must be ints or pairs where input_dilation is {input_dilation}, got {name!r}")
+    return tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(sizes, reach, strides, name))
 
 
 def _output_dtype(x: jax.Array, preferred_element_type: DTypeLike | None) -> Any:
-    if preferred_element_type is None:
-        return x.dtype
-    if not jnp.issubdtype(preferred_element_type, jnp.floating):
-        raise TypeError(f"preferred_element_type must be a floating-point dtype, got {preferred_element_type}")
-    return jnp.dtype(preferred_element_type)
+    dtype = x.dtype if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"preferred_element_type must be a floating-point dtype, got {dtype}")
+    return dtype
+
+
+def _apply(
+    transposed, x, kernel, bias, strides, padding, input_dilation, kernel_dilation, groups,
+    dimension_numbers, transpose_kernel, precision, preferred_element_type,
+) -> jax.Array:  # fmt: skip
+    """Both public functions: the arguments checked, then the core."""
+    x, kernel = as_float_array("x", x), as_float_array("kernel", kernel)
+    layout = _layout(x, kernel, dimension_numbers, static_bool("transpose_kernel", transpose_kernel))
+    groups = static_int("feature_group_count", groups, minimum=1)
+    input_size, kernel_size = _spatial(x, layout.x[1:-1]), _spatial(kernel, layout.kernel[:-2])
+    _check_channels(x, kernel, layout, groups)
+    outputs = kernel.shape[layout.kernel[-1]]
+    bias = as_parameter("bias", bias, (outputs,), f"the output channels of kernel of shape {kernel.shape}")
+    space = x.ndim - 2
+    strides = _per_axis("strides", strides, space)
+    input_dilation = _per_axis("strides" if transposed else "input_dilation", input_dilation, space)
+    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, space)
+    if isinstance(padding, str):
+        reach = _dilated(kernel_size, kernel_dilation)
+        pads = _string_padding(padding, transposed, input_size, reach, strides, input_dilation)
+    else:
+        pads = _pairs(padding, space)
+    if any(size + sum(ends) < 0 for size, ends in zip(_dilated(input_size, input_dilation), pads, strict=True)):
+        raise ValueError(f"padding {padding!r} crops more than there is of x of shape {x.shape}")
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    output_dtype = _output_dtype(x, preferred_element_type)
+    dtype = jnp.float64 if output_dtype == jnp.float64 else compute_dtype(x, kernel, bias)
+    geometry = Geometry(
+        input_size, kernel_size, strides, pads, input_dilation, kernel_dilation, groups,
+        precision, dtype, output_dtype, layout,
+    )  # fmt: skip
+    return _convolution(geometry, x, kernel, bias)

@@ -15,10 +15,10 @@ Backward. Each block of logits is computed anew and turned into its cotangent D 
 
     dX += D W^T        dW block = X^T D        db block = sum over rows of D                                         (4)
 
-Vocabulary-parallel: each device holds a slice of the columns; c is then a pmax, and S, Q and the label's logit one psum.
+Vocabulary-parallel: each device holds a slice of the columns; c is a pmax, and S, Q and the label's logit one psum.
 
-References: Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867 (the running sums of (2)); Wijmans et al. 2024,
-https://arxiv.org/abs/2411.09009 (logits in blocks); Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053 (slices).
+References: Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867 (the running sums of (2)); Wijmans et al.
+2024, https://arxiv.org/abs/2411.09009 (logits in blocks); Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053.
 """
 
 import dataclasses
@@ -134,7 +134,9 @@ def linear_softmax_cross_entropy(
     if hidden.ndim < 1:
         raise ValueError(f"hidden must have a feature axis, got shape {hidden.shape}")
     if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1]:
-        raise ValueError(f"kernel must have shape ({hidden.shape[-1]}, V) for hidden of shape {hidden.shape}, got {kernel.shape}")
+        raise ValueError(
+            f"kernel must have shape ({hidden.shape[-1]}, V) for hidden of shape {hidden.shape}, got {kernel.shape}"
+        )
     columns = kernel.shape[1]
     bias = as_parameter("bias", bias, (columns,), f"the columns of kernel of shape {kernel.shape}")
     labels = _rows.as_labels(labels, hidden.shape, hidden.ndim - 1, "hidden")
@@ -201,7 +203,7 @@ def _linear_bwd(options, residuals, cotangents):
         if class_weights is not None:
             terms = jnp.sum(_cross_entropy.dweights(options.loss, row, g, block.own, block.logits, None), axis=0)
         if options.loss.logit_softcap is not None:
-            d = d * _cross_entropy.softcap_slope(options.loss, block.uncapped)
+            d = d * _cross_entropy.softcap_slope(options.loss.logit_softcap, block.uncapped)
         if row.ignored is not None and not options.loss.return_lse:
             d = jnp.where(row.ignored, 0, d)  # whatever its logits hold: padding may be NaN
         dhidden = dhidden + _dot(d, cast(block.kernel, dtype), 1, 1, dtype)  # (4)
@@ -210,14 +212,17 @@ def _linear_bwd(options, residuals, cotangents):
 
     # One block of columns is done at a time, so it is written where it belongs, and nothing is stacked or joined.
     like = (kernel, bias, None if class_weights is None else kernel[0])
-    first = [jnp.zeros((tokens, kernel.shape[0]), dtype), *(None if a is None else jnp.zeros(a.shape, dtype) for a in like)]
+    first = [
+        jnp.zeros((tokens, kernel.shape[0]), dtype),
+        *(None if a is None else jnp.zeros(a.shape, dtype) for a in like),
+    ]
     first = varying_like(tuple(first), *residuals, g, h)
     dhidden, dkernel, dbias, dweights = _over_blocks(options, kernel.shape[1], add, first)
     dhidden = cotangent_for(hidden, reshape(dhidden, hidden.shape))
     dbias = None if bias is None else cotangent_for(bias, dbias)
-    if class_weights is not None:
+    if dweights is not None:
         whole = varying_like(jnp.zeros(class_weights.shape, dtype), dweights)
-        dweights = cotangent_for(class_weights, _place(whole, dweights, offset))
+        dweights = cotangent_for(class_weights, lax.dynamic_update_slice_in_dim(whole, dweights, offset, 0))
     return dhidden, cotangent_for(kernel, dkernel), None, dbias, dweights
 
 
@@ -261,8 +266,10 @@ def _block(options: Options, residuals: Residuals, start: jax.Array | int, size:
 
 
 def _over_blocks(options: Options, columns: int, add: Callable[..., Any], sums: Any) -> Any:
-    """`add` over all blocks: the full ones in a scan, then the remainder as a narrower block, so that no column is
-    padded or counted twice."""
+    """`add` over all blocks: the full ones in a scan, then the remainder as a narrower one.
+
+    No column is padded or counted twice.
+    """
     count, size = columns // options.block_size, options.block_size
     starts = size * jnp.arange(count, dtype=jnp.int32)
     sums, _ = lax.scan(lambda carry, start: (add(carry, start, size), None), sums, starts)

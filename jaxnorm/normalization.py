@@ -61,7 +61,7 @@ class Residuals(NamedTuple):
     mean: jax.Array | None  # float32 or float64, reduced shape; None without centring
     correction: jax.Array | None  # bfloat16 (float64 for float64), reduced: the mean's digits beyond its own dtype
     rstd: jax.Array  # float32 or float64, reduced shape: 1 / sqrt(var + epsilon)
-    count: jax.Array | None  # n: a scalar, or of reduced shape where a mask makes it data; None if given
+    selected: jax.Array | None  # n: a scalar, or of reduced shape where a mask makes it data; None if given
     scale: jax.Array | None  # the parameter itself
     bias: jax.Array | None  # the parameter itself, for its dtype and shape
     where: jax.Array | None  # the mask itself
@@ -72,7 +72,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array | None
     sum_of_squares: jax.Array  # of the deviations from the mean
-    count: jax.Array
+    selected: jax.Array  # n
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,14 +256,17 @@ def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None) -> tuple[Moments,
     squares = total(centred * centred) - n * correction * correction
     moments = Moments(mean, squares, count)
     if rule.axis_name is not None:
-        moments, correction = _merge(rule, moments, correction)
+        moments, correction = _merge(rule, mean, correction, squares, count)
     # A few bits of the correction are as good as all; float64 has digits to spare and must not lose range.
     return moments, correction if x.dtype == jnp.float64 else cast(correction, jnp.bfloat16)
 
 
-def _merge(rule: Rule, local: Moments, correction: jax.Array) -> tuple[Moments, jax.Array]:
-    """The moments of the union of all devices' groups from one collective (Chan, Golub and LeVeque 1983)."""
-    parts = [jnp.broadcast_to(p, local.mean.shape) for p in (local.mean, correction, local.sum_of_squares, local.count)]
+def _merge(rule: Rule, *local: jax.Array) -> tuple[Moments, jax.Array]:
+    """The moments of the union of all devices' groups from one collective (Chan, Golub and LeVeque 1983).
+
+    `local` is this device's mean, correction, sum of squares and count.
+    """
+    parts = [jnp.broadcast_to(part, local[0].shape) for part in local]
     # An all-gather, written as a sum in which each device fills its own slot: the result is then known to be the same
     # on all devices, and it works under vmap too.
     devices = lax.psum(1, rule.axis_name)

@@ -32,7 +32,7 @@ from jaxnorm._axes import (
     static_float,
     static_int,
 )
-from jaxnorm.normalization import Moments, Rule, apply, check_ddof, group_size
+from jaxnorm.normalization import Rule, apply, check_ddof, group_size
 
 
 def layer_norm(
@@ -321,26 +321,26 @@ def batch_norm(
     meaning = f"the channels, axis {axis} of x of shape {x.shape}"
     scale, bias = as_parameter("scale", scale, channels, meaning), as_parameter("bias", bias, channels, meaning)
     old = None if stats is None else _as_stats(stats, channels, meaning)
-    if not training and old is None:
-        raise ValueError("stats must be given with training=False, got None")
-    mask = as_mask(where, x.shape, "x")
+    where = as_mask(where, x.shape, "x")
     momentum = static_float("momentum", momentum, 0.0, 1.0)
     running_ddof = static_int("running_ddof", running_ddof, minimum=0)
     view = tuple(s if a == axis else 1 for a, s in enumerate(x.shape))
-    where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
+    where_view = () if where is None else expand_rank(where.shape, x.ndim)
     rule = Rule(x.shape, axes, view, view, where_view, epsilon, True, ddof, axis_name)
     if not training:
+        if old is None:
+            raise ValueError("stats must be given with training=False, got None")
         old = BatchStats(*(lax.stop_gradient(s) for s in old))
         given = (lax.reshape(old.mean, view), lax.reshape(old.var, view))
         return apply(rule, x, scale, bias, None, given)[0], old
     check_ddof("running_ddof", running_ddof, group_size(rule), rule)
-    y, moments = apply(rule, x, scale, bias, mask)
+    y, moments = apply(rule, x, scale, bias, where)
     return y, _update(old, moments, view, momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
 
 
 def _update(
     old: BatchStats | None,
-    moments: Moments,
+    moments: Any,
     view: tuple[int, ...],
     momentum: float,
     ddof: int,
@@ -367,7 +367,9 @@ def _as_stats(stats: Any, channels: tuple[int, ...], meaning: str) -> BatchStats
     """`stats` as a checked `BatchStats`."""
     if not isinstance(stats, tuple | list) or len(stats) != 2:
         raise TypeError(f"stats must be a BatchStats (mean, var), got {type(stats).__name__}")
-    mean, var = (as_parameter(f"stats.{n}", s, channels, meaning) for n, s in zip(BatchStats._fields, stats, strict=True))
+    mean, var = (
+        as_parameter(f"stats.{n}", s, channels, meaning) for n, s in zip(BatchStats._fields, stats, strict=True)
+    )
     if mean is None or var is None:
         raise TypeError("stats must be a BatchStats of two arrays, got None in it")
     return BatchStats(mean, var)
@@ -390,9 +392,7 @@ def _over_features(
     mask = as_mask(where, x.shape, "x")
     view = tuple(s if a in axes else 1 for a, s in enumerate(x.shape))
     where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
-    rule = dataclasses.replace(
-        rule, view=x.shape, axes=axes, scale_view=view, bias_view=view, where_view=where_view
-    )
+    rule = dataclasses.replace(rule, view=x.shape, axes=axes, scale_view=view, bias_view=view, where_view=where_view)
     return apply(rule, x, scale, bias, mask)[0]
 
 

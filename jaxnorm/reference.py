@@ -5,7 +5,6 @@ hand-derived rules are checked against. Written for reading: no attention to mem
 and no argument checks. Arithmetic is in float32, or float64 if an argument is, as in the rules.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -83,9 +82,7 @@ def rms_norm(x, scale=None, *, reduction_axes=-1, epsilon=1e-5, where=None, axis
     x = jnp.asarray(x)
     axes = _axes(reduction_axes, x.ndim)
     scale = _features_view(scale, axes, x.ndim)
-    return normalize(
-        x, scale, reduction_axes=axes, epsilon=epsilon, use_mean=False, where=where, axis_name=axis_name
-    )
+    return normalize(x, scale, reduction_axes=axes, epsilon=epsilon, use_mean=False, where=where, axis_name=axis_name)
 
 
 def instance_norm(x, scale=None, bias=None, *, feature_axis=-1, epsilon=1e-5, where=None):
@@ -164,12 +161,12 @@ def _row_log_softmax(logits, axis, where):
 
 def softmax(x, axis=-1, where=None):
     dtype = jnp.asarray(x).dtype
-    return jnp.exp(_row_log_softmax(*_compute(x), axis, where)[0]).astype(dtype)
+    return jnp.exp(_row_log_softmax(_compute(x)[0], axis, where)[0]).astype(dtype)
 
 
 def log_softmax(x, axis=-1, where=None):
     dtype = jnp.asarray(x).dtype
-    return _row_log_softmax(*_compute(x), axis, where)[0].astype(dtype)
+    return _row_log_softmax(_compute(x)[0], axis, where)[0].astype(dtype)
 
 
 def _weighted_nll(weights, log_p):
@@ -319,7 +316,9 @@ def affine_relu(x, kernel, bias=None, *, num_feature_axes=1, precision=None):
 
 
 def _biased(y, bias, channel_axis, dtype):
-    return (y if bias is None else y + jnp.broadcast_to(_features_view(bias, (channel_axis,), y.ndim), y.shape)).astype(dtype)
+    return (y if bias is None else y + jnp.broadcast_to(_features_view(bias, (channel_axis,), y.ndim), y.shape)).astype(
+        dtype
+    )
 
 
 def _conv_arguments(x, kernel, bias, dimension_numbers, padding, preferred_element_type):

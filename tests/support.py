@@ -1,4 +1,4 @@
-"""What the tests over `jaxnorm.cases` share: a case's differentiable side, cotangents, comparisons, numerical errors."""
+"""What the tests over `jaxnorm.cases` share: a case's differentiable side, cotangents, comparisons."""
 
 from collections.abc import Callable
 from types import ModuleType

@@ -96,7 +96,9 @@ def test_synced_batch_norm_under_shard_map_is_the_whole_batch(mask: bool, check_
 def test_synced_batch_norm_under_vmap_is_the_whole_batch(mask: bool):
     x, where, scale, bias, g = batch_norm_inputs(mask)
     split = partial(jax.tree.map, lambda a: a.reshape(4, 2, *a.shape[1:]))
-    mapped = jax.vmap(partial(step, synced(axis_name="batch")), (0, 0, None, None, None if where is None else 0), axis_name="batch")
+    mapped = jax.vmap(
+        partial(step, synced(axis_name="batch")), (0, 0, None, None, None if where is None else 0), axis_name="batch"
+    )
     y, stats, (dx, dscale, dbias) = mapped(split(g), split(x), scale, bias, split(where))
     got = y.reshape(x.shape), jax.tree.map(lambda s: s[0], stats), (dx.reshape(x.shape), dscale.sum(0), dbias.sum(0))
     assert_close(got, step(synced(), g, x, scale, bias, where), 1e-9)

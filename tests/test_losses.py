@@ -65,7 +65,9 @@ def test_confident_predictions_keep_their_digits(loss, lead, classes, dtype):
     np.testing.assert_allclose(np.delete(np.asarray(gradient, np.float64)[0], 1), others_gradient, rtol=rounding)
 
 
-@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 0.1, "weighted": True}])
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"weighted": True}, {"label_smoothing": 0.1, "weighted": True}]
+)
 @pytest.mark.parametrize("lead", [20, 80])
 def test_confident_predictions_with_smoothing_weights_and_mask(lead, options):
     options = dict(options)
@@ -269,7 +271,11 @@ X, Y = jnp.ones((2, 3)), jnp.zeros(2, int)
         (lambda: jn.multiclass_svm_loss(X, Y, power=3), ValueError, "power must be 1 or 2"),
         (lambda: jn.multiclass_svm_loss(X, Y, margin=jnp.nan), ValueError, "margin"),
         (lambda: jn.multiclass_hinge_loss(X, Y[:1]), ValueError, "labels must have shape"),
-        (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((2, 5)), Y), ValueError, r"kernel must have shape \(3, V\)"),
+        (
+            lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((2, 5)), Y),
+            ValueError,
+            r"kernel must have shape \(3, V\)",
+        ),
         (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((3, 5)), Y, block_size=0), ValueError, "block_size"),
         (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((3, 5)), Y, jnp.ones(3)), ValueError, "bias must have"),
     ],

@@ -53,17 +53,18 @@ def test_value_gradients_and_second_derivatives_in_float64(case: Case):
     assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=[i for c, i in zip(CASES, IDS, strict=True) if c.smooth])
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.smooth], ids=[i for c, i in zip(CASES, IDS, strict=True) if c.smooth]
+)
 def test_gradients_against_central_differences(case: Case):
     """Along random directions, by a difference quotient of order 4."""
-    if case.name == "batch_norm":  # its statistics have no gradient by convention
-        function = lambda *floats: bound(case, jn)(*floats)[0]  # noqa: E731
-    else:
-        function = bound(case, jn)
+
+    def function(*floats):
+        value = bound(case, jn)(*floats)
+        return value[0] if case.name == "batch_norm" else value  # its statistics have no gradient by convention
+
     floats = tuple(differentiable(case))
-    names = [n for n, v in case.args.items() if n != "stats"]
     held = [i for i, n in enumerate(case.args) if n == "stats"]
-    assert names
 
     def quotients(floats, cotangent, directions):
         def along(t, direction):
@@ -125,7 +126,7 @@ def test_transforms(case: Case):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["float32", "bfloat16", "float16"])
 @over_cases
 def test_low_precision_loses_no_more_than_autodiff(case: Case, dtype):
-    """Error against float64 at most plain autodiff's in the same dtype, plus a few ulps; dtypes are the primals' own."""
+    """Error against float64 at most plain autodiff's in the same dtype, plus a few ulps; each dtype its primal's."""
     floats = tuple(differentiable(case, dtype))
     with jax.enable_x64(False):
         cotangent = random_like(jax.eval_shape(bound(case, jn), *floats), seed=6)

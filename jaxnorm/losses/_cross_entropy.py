@@ -23,7 +23,9 @@ Dense labels: at a leader k (2) would cancel. With U and V the sums of t over th
 
 where the bracket is exactly 0 if k leads alone.
 
-A soft cap, l = cap tanh(z / cap), multiplies the gradient by 1 - tanh^2 = 4 q / (1 + q)^2, q = exp(-2 |z / cap|)       (8)
+A soft cap, l = cap tanh(z / cap), multiplies the gradient by
+
+    1 - tanh^2 = 4 q / (1 + q)^2        q = exp(-2 |z / cap|)                                                        (8)
 
 References: Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2; Szegedy et al. 2016,
 https://arxiv.org/abs/1512.00567 (smoothing); Gemma Team 2024, https://arxiv.org/abs/2408.00118 (soft cap).
@@ -364,7 +366,7 @@ def _integer_bwd(options, residuals, cotangents):
         dl = dl - of_w * weights
     dl = _rows.keep(jnp.where(own, at_label, dl), mask)  # (4), (5)
     if options.logit_softcap is not None:
-        dl = dl * softcap_slope(options, cast(logits, l.dtype))
+        dl = dl * softcap_slope(options.logit_softcap, cast(logits, l.dtype))
     if row.ignored is not None and not options.return_lse:
         dl = jnp.where(row.ignored, 0, dl)  # whatever its logits hold: padding may be NaN
     terms = None if class_weights is None else dweights(options, row, g, own, l, mask)
@@ -407,7 +409,9 @@ def _row(options: Options, residuals: IntegerResiduals) -> Row:
     if mask is not None:
         masked = ~_rows.pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
         logit = jnp.where(masked, -jnp.inf, logit)
-    weight, spread, uniform = jnp.ones((1,) * logits.ndim, shift.dtype), 0.0, 0.0
+    weight = jnp.ones((1,) * logits.ndim, shift.dtype)
+    spread: jax.Array | float = 0.0
+    uniform: jax.Array | float = 0.0
     if class_weights is not None:
         weight = _rows.class_weight(cast(class_weights, shift.dtype), wide)
     if options.label_smoothing:
@@ -425,7 +429,7 @@ def softcapped(options: Options, logits: jax.Array) -> jax.Array:
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def softcap_slope(options: Options, logits: jax.Array) -> jax.Array:
-    """The derivative of (8), in a form that keeps its digits where the cap is reached."""
-    q = jnp.exp(-2 * jnp.abs(logits / options.logit_softcap))
+def softcap_slope(cap: float, logits: jax.Array) -> jax.Array:
+    """The slope of (8), in a form that keeps its digits where the cap is reached."""
+    q = jnp.exp(-2 * jnp.abs(logits / cap))
     return 4 * q / jnp.square(1 + q)

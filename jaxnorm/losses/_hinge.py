@@ -103,9 +103,7 @@ def multiclass_svm_loss(
     return _svm(options, scores, labels, weights)
 
 
-def multiclass_hinge_loss(
-    scores: ArrayLike, labels: ArrayLike, *, axis: int = -1, margin: float = 1.0
-) -> jax.Array:
+def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, axis: int = -1, margin: float = 1.0) -> jax.Array:
     """Multiclass hinge loss: `max(0, max over the wrong classes of s_j - s_y + margin)`.
 
     Args:
@@ -147,7 +145,7 @@ def _checked(scores, labels, axis, margin, power=1) -> tuple[Options, jax.Array,
 
 
 def _margins(options: Options, scores, labels, dtype) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """m_j, with -inf at the label and where the score is -inf; and which class is the label, the labels, their range."""
+    """m_j, with -inf at the label and at scores of -inf; where the label is; the labels; which are in range."""
     s, wide = cast(scores, dtype), _rows.widened(jnp.expand_dims(labels, options.axis))
     own = _rows.is_label(wide, s.shape, options.axis)
     counts = ~own & (s != -jnp.inf)
@@ -166,9 +164,7 @@ def _svm_fwd(options, scores, labels, class_weights):
     m, _, wide, valid = _margins(options, scores, labels, dtype)
     hinge, slope = _hinge_and_slope(options, m)
     violation = jnp.sum(hinge, axis=options.axis, keepdims=True)
-    residuals = SvmResiduals(
-        scores, labels, class_weights, violation, jnp.sum(slope, axis=options.axis, keepdims=True)
-    )
+    residuals = SvmResiduals(scores, labels, class_weights, violation, jnp.sum(slope, axis=options.axis, keepdims=True))
     loss = violation if class_weights is None else _rows.class_weight(cast(class_weights, dtype), wide) * violation
     loss = jnp.where(valid, loss, jnp.nan)  # (1)
     return cast(jnp.squeeze(loss, options.axis), compute_dtype(scores)), residuals

@@ -93,7 +93,9 @@ def as_labels(labels: ArrayLike, shape: tuple[int, ...], axis: int, of: str) -> 
         raise TypeError(f"labels must be integers, got {array.dtype} of shape {array.shape}")
     rows = shape[:axis] + shape[axis + 1 :]
     if array.shape != rows:
-        raise ValueError(f"labels must have shape {rows} ({of} of shape {shape} without axis {axis}), got {array.shape}")
+        raise ValueError(
+            f"labels must have shape {rows} ({of} of shape {shape} without axis {axis}), got {array.shape}"
+        )
     return array
 
 

@@ -20,7 +20,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import Axes, as_float_array, as_mask, canonical_axes, cast, compute_dtype, cotangent_for, expand_rank, reshape
+from jaxnorm._axes import (
+    Axes,
+    as_float_array,
+    as_mask,
+    canonical_axes,
+    cast,
+    compute_dtype,
+    cotangent_for,
+    expand_rank,
+    reshape,
+)
 from jaxnorm.losses._rows import keep, leaders, log_total, masked, reciprocal, shift_of
 
 

@@ -147,6 +147,27 @@ def expand_rank(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return (1,) * (ndim - len(shape)) + shape
 
 
+def dot(
+    a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any, precision: lax.PrecisionLike = None
+) -> jax.Array:
+    """The matrix product over `axes` (of a, of b), accumulated in `dtype`, to which only unequal operands are cast."""
+    left, right = ((axis,) if isinstance(axis, int) else tuple(axis) for axis in axes)
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.dot_general(a, b, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype)
+
+    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(cast(a, dtype), cast(b, dtype))
+
+    if a.dtype != b.dtype:
+        return widened(a, b)
+    if a.dtype == dtype:
+        return product(a, b)
+    # XLA's CPU backend computes 16-bit products in float32 anyway, and fails at run time on some of them that have a
+    # float32 result (a transposed one inside a scan: "DotThunk: BF16 x BF16 = F32").
+    return lax.platform_dependent(a, b, cpu=widened, default=product)
+
+
 # --- cotangents -----------------------------------------------------------------------------------------------------
 
 

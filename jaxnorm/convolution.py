@@ -373,8 +373,8 @@ def _check_channels(x: jax.Array, kernel: jax.Array, layout: Layout, groups: int
     channels = x.shape[layout.x[-1]]
     if channels != inputs * groups or outputs % groups:
         raise ValueError(
-            f"kernel of shape {kernel.shape} has {inputs} input and {outputs} output channels, not {channels} / {groups} "
-            f"and a multiple of {groups}, for x of shape {x.shape} and feature_group_count {groups}"
+            f"kernel of shape {kernel.shape} has {inputs} input and {outputs} output channels, but needs "
+            f"{channels} / {groups} and a multiple of {groups}: x has shape {x.shape}, feature_group_count is {groups}"
         )
     if 0 in window:
         raise ValueError(f"kernel must have at least one entry along each spatial axis, got shape {kernel.shape}")

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, reshape, static_int
+from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, dot, reshape, static_int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +182,8 @@ def _affine(options, x, kernel, bias):
 
 def _affine_fwd(options, x, kernel, bias):
     batch = x.shape[: x.ndim - options.num_feature_axes]
-    y = _dot(options, reshape(x, (*batch, kernel.shape[0])), kernel, ((len(batch),), (0,)))  # (1)
+    rows = reshape(x, (*batch, kernel.shape[0]))
+    y = dot(rows, kernel, (len(batch), 0), compute_dtype(x, kernel, bias), options.precision)  # (1)
     if bias is not None:
         y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, (y.ndim - 1,))
     y = cast(y, x.dtype)
@@ -196,10 +197,10 @@ def _affine_bwd(options, residuals, g):
     x, kernel, bias, output = residuals
     if output is not None:
         g = _rectify(output, g)  # (4)
-    rows = tuple(range(g.ndim - 1))
-    dx = _dot(options, g, kernel, ((g.ndim - 1,), (1,)))  # (3)
-    dkernel = _dot(options, reshape(x, (*g.shape[:-1], kernel.shape[0])), g, (rows, rows))
-    dbias = None if bias is None else cotangent_for(bias, cast(g, compute_dtype(x, kernel, bias)))
+    dtype, rows = compute_dtype(x, kernel, bias), tuple(range(g.ndim - 1))
+    dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision)  # (3)
+    dkernel = dot(reshape(x, (*g.shape[:-1], kernel.shape[0])), g, (rows, rows), dtype, options.precision)
+    dbias = None if bias is None else cotangent_for(bias, cast(g, dtype))
     return cotangent_for(x, reshape(dx, x.shape)), cotangent_for(kernel, dkernel), dbias
 
 
@@ -209,14 +210,6 @@ _affine.defvjp(_affine_fwd, _affine_bwd)
 def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
     """Equation (4)."""
     return jnp.where(output > 0, g, 0)
-
-
-def _dot(options: Options, a: jax.Array, b: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
-    """A matrix product that accumulates in the compute dtype; only operands of different dtypes are cast to it."""
-    dtype = compute_dtype(a, b)
-    if a.dtype != b.dtype:
-        a, b = cast(a, dtype), cast(b, dtype)
-    return lax.dot_general(a, b, (contract, ((), ())), precision=options.precision, preferred_element_type=dtype)
 
 
 def _checked(x, kernel, bias, num_feature_axes) -> tuple[jax.Array, jax.Array, jax.Array | None]:

@@ -39,6 +39,7 @@ from jaxnorm._axes import (
     cast,
     compute_dtype,
     cotangent_for,
+    dot,
     reshape,
     static_int,
     varying_axes,
@@ -206,8 +207,8 @@ def _linear_bwd(options, residuals, cotangents):
             d = d * _cross_entropy.softcap_slope(options.loss.logit_softcap, block.uncapped)
         if row.ignored is not None and not options.loss.return_lse:
             d = jnp.where(row.ignored, 0, d)  # whatever its logits hold: padding may be NaN
-        dhidden = dhidden + _dot(d, cast(block.kernel, dtype), 1, 1, dtype)  # (4)
-        blocks = _dot(rows, d, 0, 0, dtype), None if bias is None else jnp.sum(d, axis=0), terms
+        dhidden = dhidden + dot(d, cast(block.kernel, dtype), (1, 1), dtype)  # (4)
+        blocks = dot(rows, d, (0, 0), dtype), None if bias is None else jnp.sum(d, axis=0), terms
         return dhidden, *(_place(whole, part, start) for whole, part in zip(dcolumns, blocks, strict=True))
 
     # One block of columns is done at a time, so it is written where it belongs, and nothing is stacked or joined.
@@ -254,7 +255,7 @@ def _block(options: Options, residuals: Residuals, start: jax.Array | int, size:
     hidden, kernel, labels, bias, class_weights, shift, *_, offset = residuals
     dtype = shift.dtype
     kernel = lax.dynamic_slice_in_dim(kernel, start, size, 1)
-    uncapped = _dot(_flat(hidden), kernel, 1, 0, dtype)
+    uncapped = dot(_flat(hidden), kernel, (1, 0), dtype)
     if bias is not None:
         uncapped = uncapped + reshape(cast(lax.dynamic_slice_in_dim(bias, start, size), dtype), (1, size))
     wide = _wide(labels)
@@ -342,13 +343,6 @@ def _flat(hidden: jax.Array) -> jax.Array:
 def _finite(largest: jax.Array) -> jax.Array:
     """c as a shift: 0 where there is no class yet."""
     return jnp.where(largest == -jnp.inf, 0, largest)
-
-
-def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype: Any) -> jax.Array:
-    """A matrix product that accumulates in the compute dtype."""
-    if a.dtype != b.dtype:
-        a, b = cast(a, dtype), cast(b, dtype)
-    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=dtype)
 
 
 def _place(whole: jax.Array | None, part: jax.Array | None, start: jax.Array | int) -> jax.Array | None:

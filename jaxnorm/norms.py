@@ -114,8 +114,8 @@ def rms_norm(
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxnorm as jn
-      >>> print(jn.rms_norm(jnp.array([[3.0, 4.0]]), epsilon=0.0).round(4))
-      [[0.8485 1.1314]]
+      >>> print(jn.rms_norm(jnp.array([[2.0, 2.0, -2.0]])).round(2))
+      [[ 1.  1. -1.]]
 
     References:
       Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
@@ -156,9 +156,10 @@ def instance_norm(
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxnorm as jn
-      >>> x = jnp.arange(8.0).reshape(1, 4, 2)
-      >>> print(jn.instance_norm(x)[0, :, 0].round(3))
-      [-1.342 -0.447  0.447  1.342]
+      >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+      >>> print(jn.instance_norm(x).round(2))
+      [[[-1. -1.]
+        [ 1.  1.]]]
 
     References:
       Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.

@@ -7,11 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxnorm.cases import Case, all_cases
 
 CASES = all_cases()
-IDS = [str(case).replace(" ", "_") for case in CASES]
+# The first case of every function and those with the most options: for tests that differ by rule, not by every option.
+CHOSEN = [
+    case
+    for case in CASES
+    if case.label.startswith("everything") or case is next(c for c in CASES if c.name == case.name)
+]
+
+
+def over(cases: list[Case]) -> pytest.MarkDecorator:
+    """A test over these cases."""
+    return pytest.mark.parametrize("case", cases, ids=[str(case).replace(" ", "_") for case in cases])
 
 
 def is_float(tree: Any) -> bool:

@@ -8,23 +8,20 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import CASES, assert_close, bound, differentiable, random_like, value_and_vjp
+from support import CHOSEN, assert_close, bound, differentiable, over, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.cases import Case
 
-MESH = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-# One case of every function is enough here: the rules differ by function, not by option.
-FIRST = list({case.name: case for case in reversed(CASES)}.values())
-WITH_OPTIONS = [c for c in CASES if c.label in ("everything", "masked", "weighted", "flattened", "smoothed")]
-SHARDED = list({str(c): c for c in FIRST + WITH_OPTIONS}.values())
+MESH = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
 
 
 @pytest.mark.parametrize("where_taken", ["inside", "outside"])
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("case", SHARDED, ids=[str(c).replace(" ", "_") for c in SHARDED])
+@over(CHOSEN)
 def test_gradients_under_shard_map_equal_plain_autodiff(case: Case, check_vma: bool, where_taken: str):
     """The first argument differs between the devices; the others are replicated, and their cotangents summed."""
     first, *others = differentiable(case)
@@ -131,7 +128,7 @@ def dividing(case: Case) -> list[int]:
     return [axis for axis, size in enumerate(next(iter(case.args.values())).shape) if size % 2 == 0]
 
 
-AUTOMATIC = [(case, axis) for case in FIRST for axis in dividing(case)]
+AUTOMATIC = [(case, axis) for case in CHOSEN for axis in dividing(case)]
 
 
 @pytest.mark.parametrize(("case", "axis"), AUTOMATIC, ids=[f"{c}-axis{a}".replace(" ", "_") for c, a in AUTOMATIC])

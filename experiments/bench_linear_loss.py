@@ -3,7 +3,8 @@
 Both sides are this library's, jitted, forward and backward (the loss's mean and the gradients of hidden and kernel), in
 one process. Their results are compared first; then they run in turns (A B A B ...), and the medians with the quartiles
 are printed, the ratio as the median of the ratios pair by pair. Memory is the compiled temporary memory, which is exact
-and does not depend on the machine's load.
+and does not depend on the machine's load. Pages of fresh large buffers can cost more than the arithmetic on a CPU: keep
+them with `MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=16000000000` in the environment, for both sides.
 """
 
 import argparse
@@ -83,14 +84,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--width", type=int, default=64, help="H, the hidden size")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32003, 128256], help="V, one row each")
-    parser.add_argument("--block-size", type=int, default=2048, help="0 lets the library choose")
+    parser.add_argument("--block-size", type=int, nargs="+", default=[2048, 0], help="0 lets the library choose")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(argv)
     rows = [
-        measure(options.tokens, options.width, v, options.block_size or None, jnp.dtype(options.dtype), options.repeats)
+        measure(options.tokens, options.width, v, size or None, jnp.dtype(options.dtype), options.repeats)
         for v in options.vocabulary
+        for size in options.block_size
     ]
     table = Table(title="Linear cross-entropy, forward and backward: median (quartiles)")
     for column in ("tokens", "H", "V", "block", "composed ms", "blocks ms", "time ratio", "composed MB", "blocks MB"):

@@ -48,8 +48,9 @@ from jaxnorm._axes import (
 from jaxnorm.losses import _cross_entropy, _rows
 
 # A block of logits has about this many elements unless the caller says otherwise: large enough for full-speed products,
-# small enough (16 MB of float32) to stay near the processor and out of the way.
-BLOCK_ELEMENTS = 1 << 22
+# small enough (8 MB of float32) to stay near the processor. On a CPU, 512 to 1024 columns for 2048 tokens take no more
+# time than 2048 columns do, and half their memory.
+BLOCK_ELEMENTS = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,8 @@ import argparse
 import math
 import re
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from common import png_path, positive_int, timed
 from jax import lax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -322,13 +322,6 @@ def temporary_bytes(config: Config, params: Params) -> int | None:
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The value of a call, waited for, and the seconds it took."""
-    start = time.perf_counter()
-    value = jax.block_until_ready(call())
-    return value, time.perf_counter() - start
-
-
 def train(config: Config, console: Console) -> Result:
     """The whole run, with a progress bar on `console`."""
     text = load_text(config)
@@ -443,21 +436,6 @@ def plot(result: Result, path: Path) -> None:
 
 
 # --- command line ---------------------------------------------------------------------------------------------------
-
-
-def positive_int(text: str) -> int:
-    """An argument that counts something."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def png_path(text: str) -> Path:
-    """A path that can be written at the end of the run: better to know before it."""
-    path = Path(text)
-    if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must name a .png file in a folder that exists, got {text}")
-    return path
 
 
 def make_parser() -> argparse.ArgumentParser:

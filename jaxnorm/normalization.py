@@ -325,13 +325,13 @@ def _x_hat(rule: Rule, residuals: Residuals) -> jax.Array:
 
 def _feedback(rule: Rule, g_hat: jax.Array, x_hat: jax.Array, count: jax.Array) -> jax.Array:
     """The statistics' part of (4), before m and r: sum(g_hat) / n + x_hat sum(g_hat x_hat) / (n - ddof)."""
-    projection = jnp.sum(g_hat * x_hat, axis=rule.axes, keepdims=True)
-    if not rule.use_mean:
-        (projection,) = (projection,) if rule.axis_name is None else _psum(rule, projection)
-        return x_hat * (projection / jnp.maximum(count, 1))
-    sums = projection, jnp.sum(g_hat, axis=rule.axes, keepdims=True)
-    projection, total = sums if rule.axis_name is None else _psum(rule, *sums)
-    return total / jnp.maximum(count, 1) + x_hat * (projection / jnp.maximum(count - rule.ddof, 1))
+    sums = [jnp.sum(g_hat * x_hat, axis=rule.axes, keepdims=True)]
+    if rule.use_mean:
+        sums.append(jnp.sum(g_hat, axis=rule.axes, keepdims=True))
+    if rule.axis_name is not None:
+        sums = _psum(rule, *sums)
+    feedback = x_hat * (sums[0] / jnp.maximum(count - rule.ddof, 1))
+    return feedback + sums[1] / jnp.maximum(count, 1) if rule.use_mean else feedback
 
 
 def _psum(rule: Rule, *values: jax.Array) -> list[jax.Array]:

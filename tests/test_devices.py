@@ -89,6 +89,15 @@ def test_synced_batch_norm_under_shard_map_is_the_whole_batch(mask: bool, check_
     assert_close(sharded(g, x, scale, bias, where), step(synced(), g, x, scale, bias, where), 1e-9)
 
 
+def test_synced_over_two_mesh_axes_at_once():
+    x, _, scale, bias, g = batch_norm_inputs(False)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    device = partial(step, synced(axis_name=("a", "b")), where=None)
+    batch, specs = P(("a", "b")), (P(("a", "b")), P(("a", "b")), P(), P())
+    sharded = jax.jit(jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=(batch, P(), (batch, P(), P()))))
+    assert_close(sharded(g, x, scale, bias), step(synced(), g, x, scale, bias, None), 1e-9)
+
+
 @pytest.mark.parametrize("mask", [False, True], ids=["all", "masked"])
 def test_synced_batch_norm_under_vmap_is_the_whole_batch(mask: bool):
     x, where, scale, bias, g = batch_norm_inputs(mask)

@@ -131,3 +131,15 @@ def test_vocabulary_parallel_moves_one_pmax_and_one_psum_forward():
     sharded = jax.shard_map(function, mesh=MESH, in_specs=SPECS, out_specs=(P(), P()))
     text = jax.jit(sharded).lower(*floats).compile().as_text()
     assert text.count(" all-reduce(") == 2 and "all-gather" not in text
+
+
+def test_vocabulary_split_over_two_mesh_axes_at_once():
+    *floats, labels = inputs(v=24)
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    columns = P(("a", "b"))
+    specs = (P(), P(None, ("a", "b")), columns, P())
+    function = partial(in_blocks, labels, axis_name=("a", "b"))
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(P(), P()))
+    cotangent = random_like((jnp.zeros(TOKENS), jnp.zeros(TOKENS)))
+    got = jax.jit(lambda *floats: value_and_vjp(sharded, floats, cotangent))(*floats)
+    assert_close(got, value_and_vjp(partial(in_blocks, labels), floats, cotangent))

@@ -3,8 +3,7 @@
 Both sides are this library's, jitted, forward and backward (the loss's mean and the gradients of hidden and kernel), in
 one process. Their results are compared first; then they run in turns (A B A B ...), and the medians with the quartiles
 are printed, the ratio as the median of the ratios pair by pair. Memory is the compiled temporary memory, which is exact
-and does not depend on the machine's load. Pages of fresh large buffers can cost more than the arithmetic on a CPU: keep
-them with `MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=16000000000` in the environment, for both sides.
+and does not depend on the machine's load.
 """
 
 import argparse

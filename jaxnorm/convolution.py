@@ -47,8 +47,8 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, static_bool, static_int
+from jaxnorm._conv_plans import Geometry, Pairs, channels_last, convolve, correlate, dilated, flipped, transposed_kernel
 
-Pairs = tuple[tuple[int, int], ...]
 Padding = str | int | Sequence[int | Sequence[int]]
 
 
@@ -63,34 +63,12 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometry:
-    """The static side of one convolution, in canonical order; every tuple has one entry per spatial axis."""
+class Convolution:
+    """The static side of one call."""
 
-    input_size: tuple[int, ...]
-    kernel_size: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: Pairs
-    input_dilation: tuple[int, ...]
-    kernel_dilation: tuple[int, ...]
-    groups: int
-    precision: Any
-    dtype: Any  # of the accumulation: float32 or float64
+    geometry: Geometry
     output_dtype: Any
     layout: Layout
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """D(K, d): how far a window reaches."""
-        return _dilated(self.kernel_size, self.kernel_dilation)
-
-    @property
-    def excess(self) -> tuple[int, ...]:
-        """u of (5), with T of (2)."""
-        sizes = _dilated(self.input_size, self.input_dilation)
-        rows = zip(sizes, self.padding, self.reach, self.strides, strict=True)
-        output_size = [max(0, (size + sum(pads) - reach) // s + 1) for size, pads, reach, s in rows]
-        spans = zip(sizes, self.padding, _dilated(output_size, self.strides), strict=True)
-        return tuple(size + low - span for size, (low, _), span in spans)
 
 
 class Residuals(NamedTuple):
@@ -221,27 +199,29 @@ def conv_transpose(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolution(geometry, x, kernel, bias):
-    return _convolution_fwd(geometry, x, kernel, bias)[0]
+def _convolution(static, x, kernel, bias):
+    return _convolution_fwd(static, x, kernel, bias)[0]
 
 
-def _convolution_fwd(geometry, x, kernel, bias):
-    layout = geometry.layout
-    y = _conv_y(geometry, _to_canonical(x, layout.x), _flipped(_to_canonical(kernel, layout.kernel), layout.flip))
+def _convolution_fwd(static, x, kernel, bias):
+    layout = static.layout
+    y = convolve(static.geometry, _to_canonical(x, layout.x), _canonical_kernel(kernel, layout))  # (1)
     if bias is not None:
         y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, (y.ndim - 1,))
-    return _from_canonical(cast(y, geometry.output_dtype), layout.y), Residuals(x, kernel, bias)
+    return _from_canonical(cast(y, static.output_dtype), layout.y), Residuals(x, kernel, bias)
 
 
-def _convolution_bwd(geometry, residuals, g):
+def _convolution_bwd(static, residuals, g):
     x, kernel, bias = residuals
-    layout = geometry.layout
+    geometry, layout = static.geometry, static.layout
     g = _to_canonical(g, layout.y)
-    dx = _conv_dx(geometry, g, _flipped(_to_canonical(kernel, layout.kernel), layout.flip))
-    dkernel = _flipped(_conv_dkernel(geometry, _to_canonical(x, layout.x), g), layout.flip)
+    dx = convolve(
+        geometry.transposed, g, transposed_kernel(_canonical_kernel(kernel, layout), geometry.groups)
+    )  # (3) and (5)
+    dkernel = correlate(geometry, _to_canonical(x, layout.x), g)  # (4)
     return (
         cotangent_for(x, _from_canonical(dx, layout.x)),
-        cotangent_for(kernel, _from_canonical(dkernel, layout.kernel)),
+        cotangent_for(kernel, _from_canonical(flipped(dkernel) if layout.flip else dkernel, layout.kernel)),
         None if bias is None else cotangent_for(bias, cast(g, geometry.dtype)),  # (4)
     )
 
@@ -249,72 +229,7 @@ def _convolution_bwd(geometry, residuals, g):
 _convolution.defvjp(_convolution_fwd, _convolution_bwd)
 
 
-def _conv_y(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Equation (1) without the bias."""
-    return _correlate(
-        geometry, x, kernel, geometry.strides, geometry.padding, geometry.input_dilation, geometry.kernel_dilation
-    )
-
-
-def _conv_dx(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Equation (3): g dilated by the strides, convolved with the flipped kernel, in and out swapped in each group."""
-    *window, inputs, outputs = kernel.shape
-    space, groups = len(window), geometry.groups
-    swapped = lax.reshape(kernel, (*window, inputs, groups, outputs // groups))
-    swapped = lax.transpose(swapped, (*range(space), space + 2, space + 1, space))
-    swapped = _flipped(lax.reshape(swapped, (*window, outputs // groups, groups * inputs)), True)
-    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
-    padding = tuple((reach - 1 - low, u) for (low, _), reach, u in ends)  # (5)
-    return _correlate(
-        geometry, g, swapped, geometry.input_dilation, padding, geometry.strides, geometry.kernel_dilation
-    )
-
-
-def _conv_dkernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Equation (4): x convolved with g dilated by the strides; the batch is what is summed over."""
-    batch, *size, channels = x.shape
-    space, groups = len(size), geometry.groups
-    if g.size == 0:  # XLA takes no window of size 0; the empty sum varies over the devices as g does
-        zero = jnp.sum(cast(g, geometry.dtype))
-        return lax.broadcast(zero, (*geometry.kernel_size, channels // groups, g.shape[-1]))
-    # In-group channels take the place of the batch, and (group, image) that of the channels: feature groups, since
-    # XLA's CPU backend runs batch groups in a naive loop.
-    images = lax.reshape(x, (batch, *size, groups, channels // groups))
-    images = lax.transpose(images, (space + 2, *range(1, space + 1), space + 1, 0))
-    images = lax.reshape(images, (channels // groups, *size, groups * batch))
-    window = lax.transpose(g, (*range(1, space + 1), 0, space + 1))
-    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
-    padding = tuple((low, reach - 1 - u) for (low, _), reach, u in ends)  # (5)
-    dkernel = _correlate(
-        geometry, images, window, geometry.kernel_dilation, padding, geometry.input_dilation, geometry.strides
-    )
-    return lax.transpose(dkernel, (*range(1, space + 1), 0, space + 1))
-
-
-def _correlate(
-    geometry: Geometry,
-    x: jax.Array,
-    window: jax.Array,
-    strides: tuple[int, ...],
-    padding: Pairs,
-    input_dilation: tuple[int, ...],
-    kernel_dilation: tuple[int, ...],
-) -> jax.Array:
-    """A convolution of canonical operands that accumulates in the geometry's dtype, and returns it."""
-    if x.dtype != window.dtype or geometry.dtype == jnp.float64:
-        x, window = cast(x, geometry.dtype), cast(window, geometry.dtype)
-    return lax.conv_general_dilated(
-        x, window, strides, padding, input_dilation, kernel_dilation, _channels_last(len(strides)), geometry.groups,
-        precision=geometry.precision, preferred_element_type=geometry.dtype,  # else 16-bit operands round each sum
-    )  # fmt: skip
-
-
 # --- axis orders and sizes ------------------------------------------------------------------------------------------
-
-
-def _channels_last(space: int) -> tuple[str, str, str]:
-    axes = "HWD"[:space]
-    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
 def _to_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
@@ -326,18 +241,13 @@ def _from_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
     return _to_canonical(array, tuple(order.index(axis) for axis in range(array.ndim)))
 
 
-def _flipped(kernel: jax.Array, flip: bool) -> jax.Array:
-    """A canonical kernel with its spatial axes reversed, if `flip`."""
-    return lax.rev(kernel, tuple(range(kernel.ndim - 2))) if flip else kernel
+def _canonical_kernel(kernel: jax.Array, layout: Layout) -> jax.Array:
+    canonical = _to_canonical(kernel, layout.kernel)
+    return flipped(canonical) if layout.flip else canonical
 
 
 def _spatial(array: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(array.shape[axis] for axis in axes)
-
-
-def _dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """D of the module's equations."""
-    return tuple((n - 1) * f + 1 if n else 0 for n, f in zip(sizes, dilation, strict=True))
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -348,14 +258,14 @@ def _layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Sequence[str] | 
         raise ValueError(f"x must have a batch, 1 to 3 spatial axes and channels, got shape {x.shape}")
     if kernel.ndim != x.ndim:
         raise ValueError(f"kernel must have as many axes as x of shape {x.shape}, got shape {kernel.shape}")
-    names = _channels_last(x.ndim - 2) if dimension_numbers is None else dimension_numbers
+    names = channels_last(x.ndim - 2) if dimension_numbers is None else dimension_numbers
     try:
         if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
             raise TypeError("not strings")
         of_x, of_kernel, of_y = lax.conv_dimension_numbers(x.shape, kernel.shape, tuple(names))
     except TypeError as error:
         raise ValueError(
-            f"dimension_numbers must be three strings like {_channels_last(x.ndim - 2)} for x of shape {x.shape} and "
+            f"dimension_numbers must be three strings like {channels_last(x.ndim - 2)} for x of shape {x.shape} and "
             f"kernel of shape {kernel.shape}, got {dimension_numbers!r}: {error}"
         ) from None
     outputs, inputs, *window = of_kernel
@@ -441,17 +351,16 @@ def _apply(
     input_dilation = _per_axis("strides" if transposed else "input_dilation", input_dilation, space)
     kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, space)
     if isinstance(padding, str):
-        reach = _dilated(kernel_size, kernel_dilation)
+        reach = dilated(kernel_size, kernel_dilation)
         pads = _string_padding(padding, transposed, input_size, reach, strides, input_dilation)
     else:
         pads = _pairs(padding, space)
-    if any(size + sum(ends) < 0 for size, ends in zip(_dilated(input_size, input_dilation), pads, strict=True)):
+    if any(size + sum(ends) < 0 for size, ends in zip(dilated(input_size, input_dilation), pads, strict=True)):
         raise ValueError(f"padding {padding!r} crops more than there is of x of shape {x.shape}")
     precision = tuple(precision) if isinstance(precision, list) else precision
     output_dtype = _output_dtype(x, preferred_element_type)
     dtype = jnp.float64 if output_dtype == jnp.float64 else compute_dtype(x, kernel, bias)
     geometry = Geometry(
-        input_size, kernel_size, strides, pads, input_dilation, kernel_dilation, groups,
-        precision, dtype, output_dtype, layout,
-    )  # fmt: skip
-    return _convolution(geometry, x, kernel, bias)
+        input_size, kernel_size, strides, pads, input_dilation, kernel_dilation, groups, precision, dtype
+    )
+    return _convolution(Convolution(geometry, output_dtype, layout), x, kernel, bias)

@@ -246,8 +246,10 @@ def test_precision_reaches_every_product(precision):
     def gradient(x, kernel):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(jn.conv(*a, precision=precision))), (0, 1))(x, kernel)
 
-    text = str(jax.make_jaxpr(gradient)(normal(1, 4, 2), normal(3, 2, 2)))
-    assert text.count("conv_general_dilated[") == 3 and "precision=None" not in text
+    for window in (3, 1):  # convolutions, and matrix products on CPU
+        text = str(jax.make_jaxpr(gradient)(normal(1, 4, 2), normal(window, 2, 2)))
+        assert text.count("conv_general_dilated[") >= 3 and "precision=None" not in text
+        assert ("dot_general[" in text) == (window == 1)
 
 
 # --- what is kept, empties, transformations ---------------------------------------------------------------------------

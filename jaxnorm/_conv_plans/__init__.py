@@ -1,0 +1,152 @@
+"""Which formulation computes a convolution and its kernel's gradient, by shape and platform.
+
+A GPU or TPU keeps XLA's convolutions. XLA's CPU backend runs 2-D convolutions of one group well; what it runs badly is
+brought to them, to matrix products, or to elementwise arithmetic, by the choices below. The figures beside them are
+milliseconds, XLA's and ours, of rows of `experiments/bench_conv.py` on 2 cores with jax 0.10.2 and 0.12.0.
+
+`convolve` and `correlate` are bilinear, and JAX is told so: the derivatives of a formulation, which only second-order
+derivatives need, are XLA's convolutions. Under vmap over both arguments they run one by one, or as what vmap makes of
+XLA's convolution (one with groups), again by platform.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from jaxnorm._axes import cast
+from jaxnorm._conv_plans import forward, kernel_gradient
+from jaxnorm._conv_plans.geometry import Geometry, Pairs, channels_last, dilated, flipped, transposed_kernel
+
+__all__ = ["Geometry", "Pairs", "channels_last", "convolve", "correlate", "dilated", "flipped", "transposed_kernel"]
+
+Formulation = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
+
+
+def _convolve_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Equation (1) without the bias."""
+    *window, inputs, outputs = kernel.shape
+    groups = geometry.groups
+    if any(e > 1 for e in geometry.input_dilation):  # dX of a stride, or a transposed convolution
+        if any(s > 1 for s in geometry.strides):
+            return forward.by_lax(geometry, x, kernel)
+        # No two windows overlap (patches, 1x1): 35 to 66 -> 1.5 to 4 ms for 16x16 patches of 3 channels.
+        apart = all(k <= e for k, e in zip(window, geometry.input_dilation, strict=True))
+        if groups == 1 and apart and set(geometry.kernel_dilation) == {1}:
+            return forward.by_blocks(geometry, x, kernel)
+        # XLA runs these naively: 20 -> 0.2 (depthwise), 26 -> 0.4 (3-D). A 1-D or 2-D one of one group it runs well, on
+        # every core, though it multiplies zeros: phases take 1.0 to 1.6 times as long.
+        if groups > 1 or geometry.space == 3:
+            return forward.by_phases(geometry, x, kernel, _convolve_on_cpu)
+        return forward.by_lax(geometry, x, kernel)
+    if groups > 1:
+        # 14 -> 0.3 (depthwise 3x3), 11 -> 1.2 (32 groups of 4). From 4 channels in on, the matrix products of a
+        # convolution for each group overtake the shifts as the channels out grow: even at 4 in and 32 out, or 8 and 16.
+        if inputs <= 4 or (inputs <= 8 and outputs // groups <= 16):
+            return forward.by_shifts(geometry, x, kernel)
+        return forward.by_groups(geometry, x, kernel, _convolve_on_cpu)
+    if math.prod(window) == 1 and math.prod(geometry.strides) == 1:
+        return forward.by_product(geometry, x, kernel)  # 7.3 -> 3.5; a strided one spends the gain on its slice
+    if geometry.space == 3:
+        return forward.by_leading_taps(geometry, x, kernel, _convolve_on_cpu)  # 6.3 -> 2.0
+    return forward.by_lax(geometry, x, kernel)
+
+
+def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Equation (4) without the bias's part."""
+    if any(e > 1 for e in geometry.input_dilation):
+        if any(s > 1 for s in geometry.strides):
+            return kernel_gradient.by_lax(geometry, x, g)
+        return kernel_gradient.by_exchange(geometry, x, g, _correlate_on_cpu)  # a transposed convolution: 17 -> 0.9
+    if geometry.groups > 1:
+        if x.shape[-1] == geometry.groups:
+            return kernel_gradient.by_column_sums(
+                geometry, x, g
+            )  # depthwise: 43 -> 3 to 5 (7x7), 350 -> 2 (two a channel)
+        return kernel_gradient.by_merged_groups(geometry, x, g, _correlate_on_cpu)  # 400 to 1200 -> 2.5 to 5.5
+    if math.prod(geometry.kernel_size) == 1:
+        return kernel_gradient.by_product(geometry, x, g)  # 15 -> 4.3
+    if geometry.space == 3:
+        return kernel_gradient.by_leading_taps(geometry, x, g, _correlate_on_cpu)  # 12 -> 2.7
+    return kernel_gradient.by_lax(geometry, x, g)
+
+
+# --- as JAX sees them -----------------------------------------------------------------------------------------------
+
+
+def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool) -> Formulation:
+    """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
+
+    `batch_folds` says that the first argument's axis 0 and the result's are one batch.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0)  # eager calls compile it once
+    def compiled(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
+        def widened(a: jax.Array, b: jax.Array) -> jax.Array:  # as XLA does on CPU, but once
+            return on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
+
+        return lax.platform_dependent(a, b, cpu=widened, default=functools.partial(elsewhere, geometry))
+
+    @functools.cache
+    def batchable(geometry: Geometry) -> custom_vmap:
+        @custom_vmap
+        def one(a: jax.Array, b: jax.Array) -> jax.Array:
+            return compiled(geometry, a, b)
+
+        @one.def_vmap
+        def many(size: int, batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
+            if batch_folds and not batched[1]:
+                y = one(lax.collapse(a, 0, 2), b)
+                return lax.reshape(y, (*a.shape[:2], *y.shape[1:])), True
+
+            def in_turn(a: jax.Array, b: jax.Array) -> jax.Array:
+                return lax.map(lambda i: one(a[i] if batched[0] else a, b[i] if batched[1] else b), jnp.arange(size))
+
+            axes = [0 if is_batched else None for is_batched in batched]
+            together = jax.vmap(functools.partial(elsewhere, geometry), axes)
+            return lax.platform_dependent(a, b, cpu=in_turn, default=together), True
+
+        return one
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def call(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
+        return batchable(geometry)(a, b)
+
+    @call.defjvp
+    def tangent(geometry, primals, tangents):
+        (a, b), (da, db) = primals, tangents
+        return call(geometry, a, b), elsewhere(geometry, da, b) + elsewhere(geometry, a, db)
+
+    return call
+
+
+_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, batch_folds=True)
+_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, batch_folds=False)
+
+
+def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Equation (1) without the bias, accumulated and returned in the geometry's dtype."""
+    if x.size == 0 or kernel.size == 0 or 0 in geometry.output_size:
+        return forward.by_lax(geometry, *_of_one_dtype(geometry, x, kernel))
+    return _convolve(geometry, *_of_one_dtype(geometry, x, kernel))
+
+
+def correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Equation (4) without the bias's part, accumulated and returned in the geometry's dtype."""
+    if g.size == 0:  # XLA takes no window of size 0; the empty sum varies over the devices as g does
+        zero = jnp.sum(cast(g, geometry.dtype))
+        return lax.broadcast(zero, (*geometry.kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]))
+    if x.size == 0:
+        return kernel_gradient.by_lax(geometry, *_of_one_dtype(geometry, x, g))
+    return _correlate(geometry, *_of_one_dtype(geometry, x, g))
+
+
+def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both as they are if their dtypes agree, or in the dtype of the accumulation."""
+    if a.dtype == b.dtype and geometry.dtype != jnp.float64:
+        return a, b
+    return cast(a, geometry.dtype), cast(b, geometry.dtype)

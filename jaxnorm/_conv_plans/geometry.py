@@ -1,0 +1,104 @@
+"""The static side of one convolution in canonical order, and the geometry of its transpose.
+
+Axes are channels last: x is `(N, *input_size, C)`, the kernel `(*kernel_size, C / groups, O)` and y
+`(N, *output_size, O)`. The numbered equations are those of `jaxnorm.convolution`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Sizes and options; every tuple has one entry per spatial axis."""
+
+    input_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: Pairs
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    groups: int
+    precision: Any
+    dtype: Any  # of the accumulation and the result: float32 or float64
+
+    @property
+    def space(self) -> int:
+        """The number of spatial axes."""
+        return len(self.input_size)
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """D(K, d): how far a window reaches."""
+        return dilated(self.kernel_size, self.kernel_dilation)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """T of (2)."""
+        sizes = dilated(self.input_size, self.input_dilation)
+        rows = zip(sizes, self.padding, self.reach, self.strides, strict=True)
+        return tuple(max(0, (size + sum(pads) - reach) // s + 1) for size, pads, reach, s in rows)
+
+    @property
+    def excess(self) -> tuple[int, ...]:
+        """u of (5)."""
+        sizes = dilated(self.input_size, self.input_dilation)
+        spans = zip(sizes, self.padding, dilated(self.output_size, self.strides), strict=True)
+        return tuple(size + low - span for size, (low, _), span in spans)
+
+    @property
+    def transposed(self) -> "Geometry":
+        """The geometry of (3), which is a convolution of g: stride and input dilation exchanged, paddings by (5)."""
+        ends = zip(self.padding, self.reach, self.excess, strict=True)
+        return dataclasses.replace(
+            self,
+            input_size=self.output_size,
+            strides=self.input_dilation,
+            padding=tuple((reach - 1 - low, u) for (low, _), reach, u in ends),
+            input_dilation=self.strides,
+        )
+
+    def along(self, axes: slice) -> "Geometry":
+        """The geometry along some of the spatial axes alone."""
+        names = ("input_size", "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation")
+        chosen: dict[str, Any] = {name: getattr(self, name)[axes] for name in names}
+        return dataclasses.replace(self, **chosen)
+
+    def with_axis(self, axis: int, **entries: Any) -> "Geometry":
+        """The geometry with other entries for one spatial axis."""
+        changed: dict[str, Any] = {}
+        for name, entry in entries.items():
+            old = getattr(self, name)
+            changed[name] = (*old[:axis], entry, *old[axis + 1 :])
+        return dataclasses.replace(self, **changed)
+
+
+def channels_last(space: int) -> tuple[str, str, str]:
+    """The canonical axis orders in lax's notation."""
+    axes = "HWD"[:space]
+    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
+
+
+def flipped(kernel: jax.Array) -> jax.Array:
+    """A canonical kernel with its spatial axes reversed."""
+    return lax.rev(kernel, tuple(range(kernel.ndim - 2)))
+
+
+def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
+    """The kernel of (3): flipped, in and out swapped within each group. Done twice, it is the kernel again."""
+    *window, inputs, outputs = kernel.shape
+    space = len(window)
+    swapped = lax.reshape(kernel, (*window, inputs, groups, outputs // groups))
+    swapped = lax.transpose(swapped, (*range(space), space + 2, space + 1, space))
+    return flipped(lax.reshape(swapped, (*window, outputs // groups, groups * inputs)))
+
+
+def dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """D of the equations."""
+    return tuple((n - 1) * f + 1 if n else 0 for n, f in zip(sizes, dilation, strict=True))

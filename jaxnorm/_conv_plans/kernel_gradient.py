@@ -1,0 +1,154 @@
+"""Formulations of equation (4) without the bias's part: dkernel from x and the cotangent g.
+
+Each is right for every geometry that its first line names, and leaves what remains to do to the given `correlate`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnorm._axes import varying_like
+from jaxnorm._conv_plans import forward
+from jaxnorm._conv_plans.forward import channel_blocks, padded, tap
+from jaxnorm._conv_plans.geometry import Geometry, transposed_kernel
+
+Correlate = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
+
+UNROLLED_TAPS = 16  # whose sums are written out in one loop over the images; beyond, the first kernel axis is a loop
+# Groups are merged up to this many channels: matrix products as narrow as a vector register cost what wider ones do. Of
+# 8, 16, 32 and 64 this was the fastest for 4, 8 and 16 channels a group.
+MERGED_CHANNELS = 16
+CHUNK = 1 << 16  # entries of x that are in work at a time, to stay in a core's cache
+
+
+def by_lax(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Any geometry: x convolved with g dilated by the strides, the batch being what is summed over.
+
+    In-group channels take the place of the batch, and (group, image) that of the channels: feature groups, since XLA's
+    CPU backend runs batch groups in a naive loop.
+    """
+    batch, *size, channels = x.shape
+    space, groups = geometry.space, geometry.groups
+    images = lax.reshape(x, (batch, *size, groups, channels // groups))
+    images = lax.transpose(images, (space + 2, *range(1, space + 1), space + 1, 0))
+    images = lax.reshape(images, (channels // groups, *size, groups * batch))
+    window = lax.transpose(g, (*range(1, space + 1), 0, space + 1))
+    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
+    exchanged = dataclasses.replace(
+        geometry,
+        kernel_size=geometry.output_size,
+        strides=geometry.kernel_dilation,
+        kernel_dilation=geometry.strides,
+        padding=tuple((low, reach - 1 - u) for (low, _), reach, u in ends),  # (5)
+    )
+    dkernel = forward.by_lax(exchanged, images, window)
+    return lax.transpose(dkernel, (*range(1, space + 1), 0, space + 1))
+
+
+def by_product(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """One group, windows of one entry, no input dilation: a matrix product that sums over the rows."""
+    entries = tap(geometry, padded(geometry, x), (0,) * geometry.space)
+    dkernel = lax.dot_general(
+        lax.collapse(entries, 0, x.ndim - 1), lax.collapse(g, 0, g.ndim - 1), (((0,), (0,)), ((), ())),
+        precision=geometry.precision, preferred_element_type=geometry.dtype,
+    )  # fmt: skip
+    return lax.reshape(dkernel, (*geometry.kernel_size, x.shape[-1], g.shape[-1]))
+
+
+def by_exchange(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: Correlate) -> jax.Array:
+    """Any geometry: x and g exchanged, which also exchanges stride and input dilation.
+
+    (4) pairs x[i] with g[t] for e i = d k + s t - l, and so does the same sum of the transposed geometry, at the
+    flipped tap: w is to the map from g to x what `transposed_kernel` makes of it.
+    """
+    return transposed_kernel(correlate(geometry.transposed, g, x), geometry.groups)
+
+
+def by_leading_taps(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: Correlate) -> jax.Array:
+    """No input dilation on the first of several axes: its taps one by one, that axis being part of the batch."""
+    lead, rest = geometry.along(slice(1)), geometry.along(slice(1, None))
+    xp, rows = padded(lead, x), lax.collapse(g, 0, 2)
+    return jnp.stack(
+        [correlate(rest, lax.collapse(tap(lead, xp, (k,)), 0, 2), rows) for k in range(geometry.kernel_size[0])]
+    )
+
+
+def by_merged_groups(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: Correlate) -> jax.Array:
+    """Any geometry: for every few groups the gradient as if they were one, of which the diagonal blocks are kept."""
+    groups, space = geometry.groups, geometry.space
+    inputs, outputs = x.shape[-1] // groups, g.shape[-1] // groups
+    wanted = max(1, MERGED_CHANNELS // max(inputs, outputs))
+    merged = max(n for n in range(1, groups + 1) if groups % n == 0 and n <= wanted)
+    count = groups // merged
+    one = dataclasses.replace(geometry, groups=1)
+    if count <= forward.UNROLLED_CONVOLUTIONS:
+        pairs = zip(jnp.split(x, count, -1), jnp.split(g, count, -1), strict=True)
+        blocks = jnp.stack([correlate(one, *pair) for pair in pairs])
+    else:
+        blocks = lax.map(lambda pair: correlate(one, *pair), (channel_blocks(x, count), channel_blocks(g, count)))
+    window = geometry.kernel_size
+    blocks = lax.reshape(blocks, (count, *window, merged, inputs, merged, outputs))
+    diagonal = jnp.diagonal(blocks, axis1=space + 1, axis2=space + 3)  # (count, *window, inputs, outputs, merged)
+    ordered = lax.transpose(diagonal, (*range(1, space + 2), 0, space + 3, space + 2))
+    return lax.reshape(ordered, (*window, inputs, groups * outputs))
+
+
+def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """One input channel a group, no input dilation: for each tap, the sum over all positions of shifted x times g.
+
+    A few images at a time, so that all taps find them in the cache. Each tap has an accumulator to which every row of
+    a block of rows is added in one elementwise pass; XLA would run the reductions themselves, side by side, in one
+    slow loop.
+    """
+    outputs = g.shape[-1]
+    xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
+    taps = math.prod(geometry.kernel_size)
+    if taps <= UNROLLED_TAPS or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
+        sums = _column_sums(geometry, xp, g)
+    else:
+        rows = 1 + geometry.strides[0] * (geometry.output_size[0] - 1)
+        one = geometry.with_axis(0, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
+        starts = geometry.kernel_dilation[0] * jnp.arange(geometry.kernel_size[0])
+        sums = lax.map(lambda start: _column_sums(one, lax.dynamic_slice_in_dim(xp, start, rows, 1), g), starts)
+    return lax.reshape(sums, (*geometry.kernel_size, 1, outputs))
+
+
+def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:
+    """The sums over all positions, `(taps, O)`, from the padded x."""
+    batch, length, *size, channels = g.shape
+    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
+    # Fewer rows at a time are fewer streams from memory, more are fewer passes; long kernels have passes enough.
+    rows = min(length, 8 if math.prod(geometry.kernel_size) < 6 or geometry.space == 1 else 60)
+    rows = next((r for r in range(rows, rows // 2, -1) if length % r == 0), rows)
+    whole = length // rows * rows
+    taps = list(np.ndindex(*geometry.kernel_size))
+
+    def add(sums: list[jax.Array], chunk: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
+        x, g = chunk
+        return [total + _sum_of_rows(tap(geometry, x, k)[:, :whole], g[:, :whole], rows)
+                for total, k in zip(sums, taps, strict=True)], None  # fmt: skip
+
+    def chunks(a: jax.Array) -> jax.Array:
+        return lax.reshape(a, (batch // images, images, *a.shape[1:]))
+
+    zeros = [jnp.zeros((images, whole // rows, *size, channels), geometry.dtype) for _ in taps]
+    sums = lax.scan(add, varying_like(zeros, xp, g), (chunks(xp), chunks(g)))[0]
+    totals = [jnp.sum(total, axis=tuple(range(g.ndim - 1))) for total in sums]
+    if whole < length:
+        rest = [tap(geometry, xp, k)[:, whole:] * g[:, whole:] for k in taps]
+        totals = [total + jnp.sum(r, axis=tuple(range(g.ndim - 1))) for total, r in zip(totals, rest, strict=True)]
+    return jnp.stack(totals)
+
+
+def _sum_of_rows(x: jax.Array, g: jax.Array, rows: int) -> jax.Array:
+    """The sum over blocks of rows (axis 1) of x g, in pairs as a tree: `(n, rows of x / rows, ...)`."""
+    parts = [x[:, r::rows] * g[:, r::rows] for r in range(rows)]
+    while len(parts) > 1:
+        odd = parts[len(parts) // 2 * 2 :]
+        parts = [a + b for a, b in zip(parts[0::2], parts[1::2], strict=False)] + odd
+    return parts[0]

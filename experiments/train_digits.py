@@ -12,7 +12,7 @@ optimizer is optax's AdamW. A whole epoch is one jitted `lax.scan` over shuffled
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +49,7 @@ NORMS_WITH_BIAS = ("batch", "layer", "group", "instance")
 
 
 class Config(NamedTuple):
-    """What the command line chooses; hashable, so a static argument of the jitted functions."""
+    """What a run is; hashable, so a static argument of the jitted functions."""
 
     norm: Norm = "batch"
     loss: Loss = "softmax"
@@ -58,6 +58,7 @@ class Config(NamedTuple):
     batch_size: int = 64
     seed: int = 0
     dtype: Dtype = "float32"
+    axis_name: str | None = None  # not the command line's: the mapped axis over which a minibatch is split
 
 
 class Data(NamedTuple):
@@ -175,7 +176,9 @@ def normalized(
     ops = rules_of(config)
     match config.norm:
         case "batch":
-            return ops.batch_norm(x, **params, stats=stats, training=training, momentum=RUNNING_MOMENTUM)
+            return ops.batch_norm(
+                x, **params, stats=stats, training=training, momentum=RUNNING_MOMENTUM, axis_name=config.axis_name
+            )
         case "layer":
             return ops.layer_norm(x, **params, reduction_axes=-1), stats
         case "group":
@@ -210,7 +213,8 @@ def mean_loss(config: Config, params: Params, stats: Stats, batch: Data) -> tupl
         losses = ops.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     else:
         losses = ops.multiclass_svm_loss(logits, batch.labels)
-    return jnp.mean(losses), stats
+    loss = jnp.mean(losses)
+    return loss if config.axis_name is None else lax.pmean(loss, config.axis_name), stats
 
 
 @partial(jax.jit, static_argnums=0)
@@ -252,35 +256,48 @@ def train_steps(
     return lax.scan(step, state, batches)
 
 
-@partial(jax.jit, static_argnums=0)
-def train_epoch(config: Config, state: State, data: Data, key: jax.Array) -> tuple[State, jax.Array]:
+# `train_steps`, or what does the same on several devices.
+Steps = Callable[[Config, int, State, Data, jax.Array], tuple[State, jax.Array]]
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def train_epoch(
+    config: Config, state: State, data: Data, key: jax.Array, steps: Steps = train_steps
+) -> tuple[State, jax.Array]:
     """One epoch over freshly shuffled minibatches, as one compiled program."""
     batches = shuffled_batches(key, len(data.labels), config.batch_size)
-    return train_steps(config, len(batches), state, data, batches)
+    return steps(config, len(batches), state, data, batches)
 
 
-def step_losses(config: Config, steps: int) -> np.ndarray:
-    """The losses (steps,) of the run's first steps, exactly those of a whole run: for comparing rules, step by step."""
+def first_steps(config: Config, count: int) -> tuple[int, State, Data, jax.Array]:
+    """What `train_steps` takes after `config` for exactly the first steps of a whole run."""
     data, _ = load_data(config)
     steps_per_epoch = len(data.labels) // config.batch_size
     init_key, shuffle_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(config, init_key, steps_per_epoch)
-    epochs = range(-(-steps // steps_per_epoch))
+    epochs = range(-(-count // steps_per_epoch))
     batches = jnp.concatenate(
         [shuffled_batches(jax.random.fold_in(shuffle_key, e), len(data.labels), config.batch_size) for e in epochs]
     )
-    run = jax.jit(train_steps, static_argnums=(0, 1))
-    return np.asarray(run(config, steps_per_epoch, state, data, batches[:steps])[1])
+    return steps_per_epoch, state, data, batches[:count]
 
 
-def train(config: Config, console: Console) -> Result:
-    """The whole run, with a progress bar on `console`."""
+def step_losses(config: Config, count: int) -> np.ndarray:
+    """The losses (count,) of the run's first steps: for comparing rules and devices, step by step."""
+    return np.asarray(jax.jit(train_steps, static_argnums=(0, 1))(config, *first_steps(config, count))[1])
+
+
+def train(
+    config: Config, console: Console, steps: Steps = train_steps, sharding: jax.sharding.Sharding | None = None
+) -> Result:
+    """The whole run, with a progress bar on `console`; `sharding` says where everything lies, if not on one device."""
     train_data, test_data = load_data(config)
     init_key, shuffle_key = jax.random.split(jax.random.key(config.seed))
     state = init_state(config, init_key, len(train_data.labels) // config.batch_size)
     num_parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    state, train_data, test_data = jax.device_put((state, train_data, test_data), sharding)
     # Compiled apart from the first run, so that no epoch's time holds the compiler's.
-    lowered = partial(train_epoch.lower, config, state, train_data, shuffle_key)
+    lowered = partial(train_epoch.lower, config, state, train_data, shuffle_key, steps)
     epoch, compile_seconds = timed(lambda: lowered().compile())
 
     losses, train_accuracies, test_accuracies, epoch_seconds = [], [], [], []
@@ -366,6 +383,22 @@ def plot(result: Result, path: Path) -> None:
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every way to run this network."""
+    default = Config()
+    add = parser.add_argument
+    add("--epochs", type=positive_int, default=default.epochs, help="passes over the training images")
+    add("--batch-size", type=positive_int, default=default.batch_size, help="images in a minibatch")
+    add("--seed", type=int, default=default.seed, help="of the split, the weights and the order of the images")
+
+
+def check_batch_size(parser: argparse.ArgumentParser, config: Config) -> None:
+    """Ends the program, with its reason, if there are not enough images for one minibatch."""
+    num_train = len(load_data(config)[0].labels)
+    if config.batch_size > num_train:
+        parser.error(f"argument --batch-size: there are {num_train} training images, got {config.batch_size}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line, whose defaults are Config's."""
     default = Config()
@@ -378,9 +411,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--loss", choices=get_args(Loss), default=default.loss, help="cross-entropy or multiclass SVM loss")
     rules_help = "backward rules derived by hand, or JAX's differentiation of the plain twin"
     add("--rules", choices=get_args(Rules), default=default.rules, help=rules_help)
-    add("--epochs", type=positive_int, default=default.epochs, help="passes over the training images")
-    add("--batch-size", type=positive_int, default=default.batch_size, help="images in a minibatch")
-    add("--seed", type=int, default=default.seed, help="of the split, the weights and the order of the images")
+    add_run_options(parser)
     dtype_help = "of the images and activations; parameters are float32"
     add("--dtype", choices=get_args(Dtype), default=default.dtype, help=dtype_help)
     plot_help = "write the curves of loss and accuracy to this picture"
@@ -394,9 +425,7 @@ def main(argv: Sequence[str] | None = None) -> Result:
     options = vars(parser.parse_args(argv))
     plot_path: Path | None = options.pop("plot", None)
     config = Config(**options)
-    num_train = len(load_data(config)[0].labels)
-    if config.batch_size > num_train:
-        parser.error(f"argument --batch-size: there are {num_train} training images, got {config.batch_size}")
+    check_batch_size(parser, config)
     console = Console()
     result = train(config, console)
     console.print(summary(result))

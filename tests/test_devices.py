@@ -1,57 +1,73 @@
-"""Rules on several devices: shard_map with and without varying types, synced statistics, automatic sharding."""
+"""Rules on eight devices: shard_map with and without varying types, vmap, automatic sharding, synced statistics."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from devices import run_processes
 from jax.sharding import PartitionSpec as P
-from support import CHOSEN, assert_close, bound, differentiable, over, random_like, value_and_vjp
+from parallel import LINE, SHARED, by_jit, by_shard_map, by_vmap, gradients, problem
+from support import assert_close, random_like
 
 import jaxnorm as jn
-from jaxnorm import reference
-from jaxnorm.cases import Case
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-MESH = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+over_operations = pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(c).replace(" ", "_") for c in SHARED])
 
 
-@pytest.mark.parametrize("where_taken", ["inside", "outside"])
+@pytest.mark.parametrize("taken", ["inside", "outside"])
 @pytest.mark.parametrize("check_vma", [True, False])
-@over(CHOSEN)
-def test_gradients_under_shard_map_equal_plain_autodiff(case: Case, check_vma: bool, where_taken: str):
-    """The first argument differs between the devices; the others are replicated, and their cotangents summed."""
-    first, *others = differentiable(case)
-    firsts = jnp.stack([first, first * 1.25])
-    outputs = jax.eval_shape(bound(case, jn), first, *others)
-    cotangents = random_like(jax.tree.map(lambda a: jnp.zeros((2, *a.shape)), outputs), seed=1)
+@over_operations
+def test_batch_split_by_shard_map_equals_one_device(index: int, check_vma: bool, taken: str):
+    assert_close(by_shard_map(problem(index), check_vma, taken), problem(index).wanted)
 
-    def per_device(function, first, others, cotangent):
-        unstack = partial(jax.tree.map, lambda a: a[0])
-        value, vjp = jax.vjp(function, unstack(first), *others)
-        if where_taken == "inside":
-            dfirst, *dothers = vjp(unstack(cotangent))
-            if not check_vma:  # each device has its own part
-                dothers = jax.lax.psum(dothers, "devices")
-            return dfirst[None], dothers
-        value = jax.tree.map(lambda v, c: jnp.sum(jnp.where(jnp.isfinite(v), v * c, 0)), value, unstack(cotangent))
-        return jax.lax.psum(sum(jax.tree.leaves(value)), "devices")
 
-    def run(module):
-        function = partial(per_device, bound(case, module))
-        specs = (P("devices"), P(), P("devices"))
-        if where_taken == "inside":
-            out_specs = (P("devices"), P())
-            return jax.jit(
-                jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=out_specs, check_vma=check_vma)
-            )(firsts, others, cotangents)
-        loss = jax.shard_map(function, mesh=MESH, in_specs=specs, out_specs=P(), check_vma=check_vma)
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(firsts, others, cotangents)
+@pytest.mark.parametrize("taken", ["inside", "outside"])
+@over_operations
+def test_batch_split_by_vmap_equals_one_device(index: int, taken: str):
+    assert_close(by_vmap(problem(index), taken), problem(index).wanted)
 
-    assert_close(run(jn), run(reference))
+
+@pytest.mark.parametrize("split", ["batch", "batch and space", "features", "batch and features"])
+@over_operations
+def test_automatic_sharding_equals_one_device(index: int, split: str):
+    assert_close(by_jit(problem(index), split), problem(index).wanted)
+
+
+def test_two_processes_equal_one_device():
+    """jax.distributed, four devices in each: see two_processes.py."""
+    run_processes([sys.executable, str(Path(__file__).with_name("two_processes.py"))], 2, timeout=100)
+
+
+@pytest.mark.parametrize("taken", ["inside", "outside"])
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("norm", [jn.layer_norm, jn.rms_norm], ids=["layer", "rms"])
+def test_features_split_by_shard_map_equal_one_device(norm, check_vma: bool, taken: str):
+    """Statistics of rows whose features lie on all devices; the linear loss's vocabulary is in test_linear_loss.py."""
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.normal(size=s)) for s in ((5, 24), (24,), (24,))[: 3 if norm is jn.layer_norm else 2]]
+    where = jnp.asarray(rng.random((5, 24)) < 0.6).at[:, :3].set(False)  # the first device has nothing
+    columns = P(None, "devices")
+
+    def function(data, parameters, where, axis_name=None):
+        return norm(*data, *parameters, where=where, axis_name=axis_name)
+
+    split_function = partial(function, axis_name="devices")
+
+    specs = ([columns], [P("devices")] * (len(args) - 1), columns)
+    sharded = partial(jax.shard_map, mesh=LINE, check_vma=check_vma)
+    if taken == "inside":
+        device = partial(gradients, split_function)
+        run = sharded(device, in_specs=(*specs, columns), out_specs=(columns, *specs[:2]))
+    else:
+        run = partial(gradients, sharded(split_function, in_specs=specs, out_specs=columns))
+    whole = args[:1], args[1:], where, random_like(args[0], seed=1)
+    assert_close(jax.jit(run)(*whole), jax.jit(partial(gradients, function))(*whole))
 
 
 def batch_norm_inputs(mask: bool):
@@ -102,9 +118,8 @@ def test_synced_over_two_mesh_axes_at_once():
 def test_synced_batch_norm_under_vmap_is_the_whole_batch(mask: bool):
     x, where, scale, bias, g = batch_norm_inputs(mask)
     split = partial(jax.tree.map, lambda a: a.reshape(4, 2, *a.shape[1:]))
-    mapped = jax.vmap(
-        partial(step, synced(axis_name="batch")), (0, 0, None, None, None if where is None else 0), axis_name="batch"
-    )
+    device = partial(step, synced(axis_name="batch"))
+    mapped = jax.jit(jax.vmap(device, (0, 0, None, None, None if where is None else 0), axis_name="batch"))
     y, stats, (dx, dscale, dbias) = mapped(split(g), split(x), scale, bias, split(where))
     got = y.reshape(x.shape), jax.tree.map(lambda s: s[0], stats), (dx.reshape(x.shape), dscale.sum(0), dbias.sum(0))
     assert_close(got, step(synced(), g, x, scale, bias, where), 1e-9)
@@ -129,22 +144,4 @@ def test_second_derivatives_of_synced_statistics(norm):
     def whole(x):
         return jnp.sum(jnp.sin(norm(jnp.moveaxis(x, 0, 1).reshape(3, 8))))
 
-    assert_close(*(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(jax.grad(f)(x))))(x) for f in (loss, whole)))
-
-
-def dividing(case: Case) -> list[int]:
-    """The axes of the case's first argument that two devices can share."""
-    return [axis for axis, size in enumerate(next(iter(case.args.values())).shape) if size % 2 == 0]
-
-
-AUTOMATIC = [(case, axis) for case in CHOSEN for axis in dividing(case)]
-
-
-@pytest.mark.parametrize(("case", "axis"), AUTOMATIC, ids=[f"{c}-axis{a}".replace(" ", "_") for c, a in AUTOMATIC])
-def test_automatic_sharding_changes_nothing(case: Case, axis: int):
-    """jit over an input sharded along any one axis: batch, features or space."""
-    first, *others = differentiable(case)
-    function = jax.jit(lambda *floats: value_and_vjp(bound(case, jn), list(floats[:-1]), floats[-1]))
-    cotangent = random_like(jax.eval_shape(bound(case, jn), first, *others), seed=1)
-    sharded = jax.device_put(first, NamedSharding(MESH, P(*[None] * axis, "devices")))
-    assert_close(function(sharded, *others, cotangent), function(first, *others, cotangent))
+    assert_close(*(jax.jit(jax.grad(lambda x, f=f: jnp.sum(jnp.sin(jax.grad(f)(x)))))(x) for f in (loss, whole)))

@@ -1,0 +1,211 @@
+"""Checks what other installed libraries do in this domain: their losses and norms, over inputs that are hard.
+
+Every row is one line of Python, printed for each that does not hold: `check_vjp` of the other library's function and a
+plain one, over inputs with large means, infinite logits, labels out of range, empty masks. A library that is not
+installed is left out. What a function does not promise is not a mistake of it (a label out of range): the table says
+what happens, not who is right. In float64 an error of 1e-6 is let pass, so that what a formula loses shows in float32,
+where it matters; the plain functions compute bfloat16 in float32, which few do.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import timed
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from jaxnorm import reference
+from jaxnorm.check import Report, check_vjp
+
+MODULES = {"optax": "optax", "nn": "flax.linen", "eqx": "equinox", "tokamax": "tokamax"}
+PACKAGES = {"nn": "flax", "eqx": "equinox"}
+
+NORMAL, LARGE_MEAN = "normal(8, 64)", "1e4 + normal(8, 64)"
+LABELS, SOME_INFINITE = "integers(8, 64)", "np.where(np.arange(64) % 3 == 1, -np.inf, normal(8, 64))"
+INTEGER = "optax.softmax_cross_entropy_with_integer_labels(x, labels)"
+INTEGER_TRUTH = "reference.softmax_cross_entropy_with_integer_labels(x, labels).astype(x.dtype)"
+WITH_MASK = "optax.softmax_cross_entropy_with_integer_labels(x, labels, where=where)"
+WITH_MASK_TRUTH = "reference.softmax_cross_entropy_with_integer_labels(x, labels, where=where).astype(x.dtype)"
+DENSE, DENSE_TRUTH = "optax.softmax_cross_entropy(x, p)", "reference.softmax_cross_entropy(x, p).astype(x.dtype)"
+PARAMETERS = '{"params": {"scale": scale, "bias": bias}}'
+RUNNING = '{"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": jnp.zeros(64), "var": jnp.ones(64)}}'
+AFFINE = {"scale": "normal(64)", "bias": "normal(64)"}
+BATCH = f"nn.BatchNorm(use_running_average=False).apply({RUNNING}, x, mutable=['batch_stats'])[0]"
+MASKED_BATCH = f"nn.BatchNorm(use_running_average=False).apply({RUNNING}, x, mask=where, mutable=['batch_stats'])[0]"
+BATCH_TRUTH = "reference.batch_norm(x, scale, bias, training=True)[0]"
+MASKED_BATCH_TRUTH = "reference.batch_norm(x, scale, bias, training=True, where=where)[0]"
+EMPTY_MASK = "np.zeros((8, 64), bool)"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One call to check: everything as Python text, so that it can be printed as it runs."""
+
+    name: str
+    inputs: str  # in words
+    call: str
+    truth: str
+    arguments: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """The line that is run."""
+        names, values = ", ".join(self.arguments), ", ".join(self.arguments.values())
+        options = f"reference=lambda {names}: {self.truth}, checks=['precision'], tolerance=1e-6"
+        return f"check_vjp(lambda {names}: {self.call}, {values}, {options})"
+
+    @property
+    def module(self) -> str:
+        """The module that it needs, as it is named in the line; "" for jax alone."""
+        return next((name for name in MODULES if f"{name}." in self.call), "")
+
+
+def subjects() -> list[Subject]:
+    """What is looked at."""
+    found = [
+        Subject("optax integer cross-entropy", words, INTEGER, INTEGER_TRUTH, {"x": x, "labels": labels})
+        for words, x, labels in (
+            ("normal", NORMAL, LABELS),
+            ("mean 1e4", LARGE_MEAN, LABELS),
+            ("label leads by 40", "40.0 * np.eye(64)[integers(8, 64)]", LABELS),
+            ("label -1", NORMAL, "np.full(8, -1)"),
+            ("label -100", NORMAL, "np.full(8, -100)"),
+            ("label V", NORMAL, "np.full(8, 64)"),
+            ("-inf logits", SOME_INFINITE, "np.arange(8) * 3"),
+        )
+    ]
+    masks = (("empty class mask", EMPTY_MASK), ("label masked", "np.arange(64) != integers(8, 64)[:, None]"))
+    for words, where in masks:
+        arguments = {"x": NORMAL, "labels": LABELS, "where": where}
+        found.append(Subject("optax integer cross-entropy", words, WITH_MASK, WITH_MASK_TRUTH, arguments))
+    for words, x, p in (
+        ("normal", NORMAL, "np.abs(normal(8, 64))"),
+        ("one-hot", NORMAL, "np.eye(64)[integers(8, 64)]"),
+        ("-inf logit of label 0", SOME_INFINITE, "np.where(np.arange(64) % 3 == 1, 0, 1 / 43) * np.ones((8, 1))"),
+    ):
+        found.append(Subject("optax cross-entropy", words, DENSE, DENSE_TRUTH, {"x": x, "p": p}))
+    hinge = (
+        "optax.losses.multiclass_hinge_loss(x, labels)",
+        "reference.multiclass_hinge_loss(x, labels)",
+    )
+    for words, labels in (("normal", LABELS), ("label V", "np.full(8, 64)")):
+        found.append(Subject("optax hinge loss", words, *hinge, {"x": NORMAL, "labels": labels}))
+    for words, x in (("normal", NORMAL), ("mean 1e4", LARGE_MEAN), ("-inf logits", SOME_INFINITE)):
+        for name in ("softmax", "log_softmax"):
+            truth = f"reference.{name}(x)"
+            found.append(Subject(f"jax.nn.{name}", words, f"jax.nn.{name}(x)", truth, {"x": x}))
+    masked = {"x": NORMAL, "where": EMPTY_MASK}
+    call, truth = "jax.nn.softmax(x, where=where)", "reference.softmax(x, where=where)"
+    found.append(Subject("jax.nn.softmax", "empty mask", call, truth, masked))
+    return found + _norms()
+
+
+def _norms() -> list[Subject]:
+    found = []
+    plain_layer, plain_rms = "reference.layer_norm(x{}, epsilon={})", "reference.rms_norm(x{}, epsilon={})"
+    for words, x in (("normal", NORMAL), ("mean 1e4", LARGE_MEAN), ("constant rows", "np.ones((8, 64)) / 3")):
+        both, one = {"x": x, **AFFINE}, {"x": x, "scale": AFFINE["scale"]}
+        group = "reference.group_norm(x, scale, bias, num_groups=4, epsilon=1e-6)"
+        rms = 'nn.RMSNorm().apply({"params": {"scale": scale}}, x)'
+        layer = f"nn.LayerNorm().apply({PARAMETERS}, x)"
+        found += [
+            Subject("jax.nn.standardize", words, "jax.nn.standardize(x)", plain_layer.format("", 1e-5), {"x": x}),
+            Subject("flax LayerNorm", words, layer, plain_layer.format(", scale, bias", 1e-6), both),
+            Subject("flax RMSNorm", words, rms, plain_rms.format(", scale", 1e-6), one),
+            Subject("flax GroupNorm", words, f"nn.GroupNorm(4).apply({PARAMETERS}, x)", group, both),
+            Subject("flax BatchNorm", words, BATCH, BATCH_TRUTH, both),
+            Subject(
+                "equinox LayerNorm", words, "jax.vmap(eqx.nn.LayerNorm(64))(x)", plain_layer.format("", 1e-5), {"x": x}
+            ),
+            Subject("equinox RMSNorm", words, "jax.vmap(eqx.nn.RMSNorm(64))(x)", plain_rms.format("", 1e-5), {"x": x}),
+        ]
+    masked = {"x": NORMAL, **AFFINE, "where": EMPTY_MASK}
+    found.append(Subject("flax BatchNorm", "empty mask", MASKED_BATCH, MASKED_BATCH_TRUTH, masked))
+    layer = f"nn.LayerNorm().apply({PARAMETERS}, x, mask=where)"
+    truth = "reference.layer_norm(x, scale, bias, epsilon=1e-6, where=where)"
+    found.append(Subject("flax LayerNorm", "empty mask", layer, truth, masked))
+    blocks = "tokamax.linear_softmax_cross_entropy_loss(h, labels, w, reduction='sum', implementation='chunked_xla')"
+    whole = "jnp.sum(reference.linear_softmax_cross_entropy(h, w, labels)).astype(jnp.float32)"
+    for words, size in (("V a multiple of 1024", 2048), ("V not a multiple of 1024", 2000)):
+        arrays = {"h": "normal(16, 32)", "w": f"normal(32, {size})", "labels": f"integers(16, {size})"}
+        found.append(Subject("tokamax linear cross-entropy", words, blocks, whole, arrays))
+    return found
+
+
+def names_in_code() -> dict[str, Any]:
+    """What the lines may use; modules that are not installed are missing."""
+
+    def normal(*shape: int) -> np.ndarray:
+        return np.random.default_rng(0).normal(size=shape)
+
+    def integers(count: int, below: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, below, count)
+
+    names: dict[str, Any] = {"jax": jax, "jnp": jnp, "np": np, "reference": reference, "check_vjp": check_vjp}
+    names |= {"normal": normal, "integers": integers}
+    for name, module in MODULES.items():
+        try:
+            names[name] = importlib.import_module(module)
+        except ImportError:
+            continue
+    return names
+
+
+def audit(subject: Subject, names: dict[str, Any]) -> tuple[str, float]:
+    """What `check_vjp` says of one subject, in a few words ("" if all holds), and the seconds it took."""
+    try:
+        report, seconds = timed(lambda: eval(subject.code, names))
+    except Exception as error:  # of the library, or of its version
+        return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 0.0
+    assert isinstance(report, Report)
+    checks = dict.fromkeys(failure.partition(" (")[0] for failure in report.failures)
+    return "; ".join(checks), seconds
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Parses the command line, checks, prints the table; returns its rows."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name or inputs hold this text")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    options = parser.parse_args(argv)
+    names = names_in_code()
+    chosen = [s for s in subjects() if options.only in f"{s.name}, {s.inputs}" and (not s.module or s.module in names)]
+    if not chosen:
+        parser.error(f"argument --only: no row of the installed libraries holds {options.only!r}")
+    rows = []
+    for subject in track(chosen, description="checking", transient=True):
+        found, seconds = audit(subject, names)
+        rows.append(
+            {"name": subject.name, "inputs": subject.inputs, "found": found, "seconds": seconds, "code": subject.code}
+        )
+    console = Console(width=150)
+    table = Table(title="Values and cotangents in float64, float32 and bfloat16 against plain functions")
+    for column in ("function", "inputs", "what does not hold"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(str(row["name"]), str(row["inputs"]), str(row["found"]) or "all holds")
+    console.print(table)
+    for row in rows:
+        if row["found"]:
+            console.print(
+                f"{row['name']}, {row['inputs']}:\n  {row['code']}", markup=False, highlight=False, soft_wrap=True
+            )
+    installed = [f"{PACKAGES.get(n, n)} {version(PACKAGES.get(n, n))}" for n in MODULES if n in names]
+    console.print(f"jax {jax.__version__}, {', '.join(installed)}, {jax.devices()[0].device_kind}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""Proves a custom VJP: values, every cotangent, both second derivatives, transformations, low precision and cost.
+
+    from jaxnorm.check import check_vjp
+    check_vjp(my_function, x, labels, reference=plain_function).raise_if_failed()
+
+`reference` is a plain `jax.numpy` function of the same arguments; without one the rule is checked against central
+differences of the function itself. `python -m jaxnorm check` does it to this library.
+"""
+
+from jaxnorm.check._cost import saved_bytes as saved_bytes
+from jaxnorm.check._report import Report as Report
+from jaxnorm.check._report import Row as Row
+from jaxnorm.check._vjp import check_vjp as check_vjp

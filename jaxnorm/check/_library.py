@@ -1,0 +1,23 @@
+"""The checker over this library's own functions: what its tests and its command line share."""
+
+from typing import Any
+
+import jax
+
+import jaxnorm
+from jaxnorm import reference
+from jaxnorm.cases import Case
+from jaxnorm.check._report import Report
+from jaxnorm.check._vjp import check_vjp
+
+
+def check_case(case: Case, **options: Any) -> Report:
+    """`check_vjp` of a case against its plain twin; no rule may lean on implicit promotion, of dtypes or of ranks."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return check_vjp(
+            case.function(jaxnorm),
+            *case.args.values(),
+            reference=case.function(reference),
+            rounded_residuals=case.rounded_residuals,
+            **options,
+        )

@@ -131,7 +131,12 @@ def bind(table, by_lax, geometry, few):
     ]
 
 
-LIMITS = [(forward, "UNROLLED_TERMS"), (forward, "UNROLLED_CONVOLUTIONS"), (kernel_gradient, "UNROLLED_TAPS")]
+LIMITS = [
+    (forward, "FUSED_TERMS"),
+    (forward, "UNROLLED_TERMS"),
+    (forward, "UNROLLED_CONVOLUTIONS"),
+    (kernel_gradient, "UNROLLED_TAPS"),
+]
 
 
 @exploring

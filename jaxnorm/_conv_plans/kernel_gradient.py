@@ -107,15 +107,16 @@ def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """
     outputs = g.shape[-1]
     xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
-    taps = math.prod(geometry.kernel_size)
+    window, taps = geometry.kernel_size, math.prod(geometry.kernel_size)
     if taps <= UNROLLED_TAPS or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
-        sums = _column_sums(geometry, xp, g)
-    else:
-        rows = 1 + geometry.strides[0] * (geometry.output_size[0] - 1)
-        one = geometry.with_axis(0, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
-        starts = geometry.kernel_dilation[0] * jnp.arange(geometry.kernel_size[0])
-        sums = lax.map(lambda start: _column_sums(one, lax.dynamic_slice_in_dim(xp, start, rows, 1), g), starts)
-    return lax.reshape(sums, (*geometry.kernel_size, 1, outputs))
+        return lax.reshape(_column_sums(geometry, xp, g), (*window, 1, outputs))
+    axis = int(np.argmax(window))
+    rows = 1 + geometry.strides[axis] * (geometry.output_size[axis] - 1)
+    one = geometry.with_axis(axis, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
+    starts = geometry.kernel_dilation[axis] * jnp.arange(window[axis])
+    sums = lax.map(lambda start: _column_sums(one, lax.dynamic_slice_in_dim(xp, start, rows, axis + 1), g), starts)
+    sums = lax.reshape(sums, (window[axis], *window[:axis], *window[axis + 1 :], 1, outputs))
+    return jnp.moveaxis(sums, 0, axis)
 
 
 def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:

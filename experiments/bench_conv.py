@@ -12,6 +12,7 @@ pages of large outputs drown the rest), for every side alike.
 
 import argparse
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ from rich.table import Table
 import jaxnorm as jn
 from jaxnorm import reference
 
+torch: Any
 try:
     import torch
 except ImportError:
@@ -188,8 +190,8 @@ def measure_row(row: Row, dtype: Any, seconds: float) -> list[dict[str, Any]]:
     results = []
     for part in PARTS:
         programs = {side: jax.jit(parts_of(conv)[part]).lower(x, kernel, g).compile() for side, conv in convs.items()}
-        ours, theirs = (program(x, kernel, g) for program in programs.values())
-        agree(ours, theirs, 1e-4 if dtype == jnp.float32 else 3e-2)
+        hand, plain = (program(x, kernel, g) for program in programs.values())
+        agree(hand, plain, 1e-4 if dtype == jnp.float32 else 3e-2)
         calls = {side: functools.partial(program, x, kernel, g) for side, program in programs.items()}
         times = in_turns(calls | ({"torch": theirs[part]} if theirs else {}), seconds)
         results.append(
@@ -353,6 +355,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     if not (chosen := [row for row in ROWS if any(text in row[0] for text in options.only)]):
         parser.error(f"--only {' '.join(options.only)}: no such row; there are {', '.join(row[0] for row in ROWS)}")
+    if options.what in ("training", "all") and importlib.util.find_spec("flax") is None:
+        parser.error(f'{options.what}: training steps are measured against flax; pip install -e ".[bench]"')
+    if options.what == "loops" and options.plot:
+        parser.error("--plot draws rows and training steps, not loops")
     dtype, console, what = jnp.dtype(options.dtype), Console(width=120), options.what
     follow = functools.partial(track, transient=True, console=Console(stderr=True))
     found: dict[str, Any] = {"machine": machine(), "dtype": options.dtype, "rows": [], "loops": [], "training": []}

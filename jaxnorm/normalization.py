@@ -220,12 +220,20 @@ def _normalize_bwd(rule, residuals, cotangents):
     x, _, _, rstd, count, scale, bias, where = residuals
     g = cast(reshape(cotangents[0], rule.view), rstd.dtype)  # the moments carry no gradient
     x_hat = _x_hat(rule, residuals)
+    weight = None if scale is None else cast(reshape(scale, rule.scale_view), rstd.dtype)
+    g_hat = g if weight is None else g * weight
+    if count is None:
+        sums = None
+    elif weight is not None and weight.shape == rstd.shape:  # one for each group: the sums of (3) serve (4) as well
+        over_g = _sums(rule, g, x_hat)
+        sums = [weight * each for each in over_g]
+    else:
+        sums = _sums(rule, g_hat, x_hat)
+    if sums is not None:
+        feedback = _feedback(rule, sums, x_hat, count)
+        g_hat = g_hat - (feedback if where is None else jnp.where(reshape(where, rule.where_view), feedback, 0))
     dscale = None if scale is None else cotangent_for(scale, g * x_hat, rule.scale_view)  # (3)
     dbias = None if bias is None else cotangent_for(bias, g, rule.bias_view)
-    g_hat = g if scale is None else g * cast(reshape(scale, rule.scale_view), rstd.dtype)
-    if count is not None:
-        feedback = _feedback(rule, g_hat, x_hat, count)
-        g_hat = g_hat - (feedback if where is None else jnp.where(reshape(where, rule.where_view), feedback, 0))
     dx = cotangent_for(x, reshape(rstd * g_hat, x.shape))  # (4)
     return dx, dscale, dbias, None, None
 
@@ -323,11 +331,14 @@ def _x_hat(rule: Rule, residuals: Residuals) -> jax.Array:
     return x_hat if where is None else jnp.where(rstd == 0, 0, x_hat)
 
 
-def _feedback(rule: Rule, g_hat: jax.Array, x_hat: jax.Array, count: jax.Array) -> jax.Array:
+def _sums(rule: Rule, g: jax.Array, x_hat: jax.Array) -> list[jax.Array]:
+    """The sums of (4) over each group on this device: of g x_hat and, with centring, of g."""
+    terms = [g * x_hat, g] if rule.use_mean else [g * x_hat]
+    return [jnp.sum(term, axis=rule.axes, keepdims=True) for term in terms]
+
+
+def _feedback(rule: Rule, sums: list[jax.Array], x_hat: jax.Array, count: jax.Array) -> jax.Array:
     """The statistics' part of (4), before m and r: sum(g_hat) / n + x_hat sum(g_hat x_hat) / (n - ddof)."""
-    sums = [jnp.sum(g_hat * x_hat, axis=rule.axes, keepdims=True)]
-    if rule.use_mean:
-        sums.append(jnp.sum(g_hat, axis=rule.axes, keepdims=True))
     if rule.axis_name is not None:
         sums = _psum(rule, *sums)
     feedback = x_hat * (sums[0] / jnp.maximum(count - rule.ddof, 1))

@@ -36,11 +36,7 @@ from rich.table import Table
 import jaxnorm as jn
 from jaxnorm import reference
 
-torch: Any
-try:
-    import torch
-except ImportError:
-    torch = None
+torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "8000000000",

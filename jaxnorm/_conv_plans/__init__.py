@@ -63,10 +63,8 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
             return kernel_gradient.by_lax(geometry, x, g)
         return kernel_gradient.by_exchange(geometry, x, g, _correlate_on_cpu)  # a transposed convolution: 17 -> 0.9
     if geometry.groups > 1:
-        if x.shape[-1] == geometry.groups:
-            return kernel_gradient.by_column_sums(
-                geometry, x, g
-            )  # depthwise: 43 -> 3 to 5 (7x7), 350 -> 2 (two a channel)
+        if x.shape[-1] == geometry.groups:  # depthwise: 43 -> 3 to 5 (7x7), 350 -> 2 (two a channel)
+            return kernel_gradient.by_column_sums(geometry, x, g)
         return kernel_gradient.by_merged_groups(geometry, x, g, _correlate_on_cpu)  # 400 to 1200 -> 2.5 to 5.5
     if math.prod(geometry.kernel_size) == 1:
         return kernel_gradient.by_product(geometry, x, g)  # 15 -> 4.3

@@ -4,6 +4,7 @@ Each is right for every geometry that its first line names, and leaves what rema
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -23,6 +24,9 @@ UNROLLED_TAPS = 16  # whose sums are written out in one loop over the images; be
 # Groups are merged up to this many channels: matrix products as narrow as a vector register cost what wider ones do. Of
 # 8, 16, 32 and 64 this was the fastest for 4, 8 and 16 channels a group.
 MERGED_CHANNELS = 16
+# Rows added in one pass: few are few streams from memory, many are few passes. Of 4, 8, 16 and whole columns, 8 was the
+# fastest up to 5x5 (jax 0.12: 0.6 ms against 2.0 with whole columns; 0.10: even), whole columns for 7x7 (4 against 10).
+ROWS, MANY_ROWS = 8, 60
 CHUNK = 1 << 16  # entries of x that are in work at a time, to stay in a core's cache
 
 
@@ -109,22 +113,23 @@ def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
     window, taps = geometry.kernel_size, math.prod(geometry.kernel_size)
     if taps <= UNROLLED_TAPS or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
-        return lax.reshape(_column_sums(geometry, xp, g), (*window, 1, outputs))
+        return lax.reshape(_column_sums(geometry, xp, g, ROWS), (*window, 1, outputs))
     axis = int(np.argmax(window))
+    at_once = ROWS if taps // window[axis] < 7 else MANY_ROWS
     rows = 1 + geometry.strides[axis] * (geometry.output_size[axis] - 1)
     one = geometry.with_axis(axis, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
     starts = geometry.kernel_dilation[axis] * jnp.arange(window[axis])
-    sums = lax.map(lambda start: _column_sums(one, lax.dynamic_slice_in_dim(xp, start, rows, axis + 1), g), starts)
+    met = functools.partial(lax.dynamic_slice_in_dim, xp, slice_size=rows, axis=axis + 1)
+    sums = lax.map(lambda start: _column_sums(one, met(start), g, at_once), starts)
     sums = lax.reshape(sums, (window[axis], *window[:axis], *window[axis + 1 :], 1, outputs))
     return jnp.moveaxis(sums, 0, axis)
 
 
-def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:
-    """The sums over all positions, `(taps, O)`, from the padded x."""
+def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, rows: int) -> jax.Array:
+    """The sums over all positions, `(taps, O)`, from the padded x; about so many rows to a block."""
     batch, length, *size, channels = g.shape
     images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
-    # Fewer rows at a time are fewer streams from memory, more are fewer passes; long kernels have passes enough.
-    rows = min(length, 8 if math.prod(geometry.kernel_size) < 6 or geometry.space == 1 else 60)
+    rows = min(length, rows)
     rows = next((r for r in range(rows, rows // 2, -1) if length % r == 0), rows)
     whole = length // rows * rows
     taps = list(np.ndindex(*geometry.kernel_size))

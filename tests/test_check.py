@@ -350,7 +350,7 @@ def test_empty_arrays_scalars_and_callables_without_a_hash():
 def test_what_a_rule_raises_under_a_transformation_is_a_failure():
     def backward(x, g):
         if isinstance(x, jax.core.Tracer) and type(x).__name__ == "BatchTracer":
-            raise NotImplementedError("no batching")
+            raise NotImplementedError("no batching")  # the planted fault
         return (2 * x * g,)
 
     square = custom(lambda x: x * x, lambda x: (x * x, x), backward)

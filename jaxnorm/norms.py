@@ -9,7 +9,6 @@ Only the reshape of the parameters and, for groups, of x differ; both happen ins
 """
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -336,26 +335,23 @@ def batch_norm(
         return apply(rule, x, scale, bias, None, given)[0], old
     check_ddof("running_ddof", running_ddof, group_size(rule), rule)
     y, moments = apply(rule, x, scale, bias, where)
-    return y, _update(old, moments, view, momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
+    return y, _update(old, moments, channels[0], momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
 
 
 def _update(
     old: BatchStats | None,
     moments: Any,
-    view: tuple[int, ...],
+    channels: int,
     momentum: float,
     ddof: int,
     running_ddof: int,
     dtype: Any,
 ) -> BatchStats:
     """The new running statistics: each channel's own again where the batch has nothing to say."""
-    channels = (math.prod(view),)
-    mean, squares, count = (
-        cast(lax.stop_gradient(lax.reshape(jnp.broadcast_to(m, view), channels)), dtype) for m in moments
-    )
+    mean, squares, count = (cast(lax.stop_gradient(jnp.broadcast_to(m, channels)), dtype) for m in moments)
     var = squares / jnp.maximum(count - running_ddof, 1)
     if old is None:
-        old, momentum = init_batch_stats(channels[0], dtype=dtype), 0.0
+        old, momentum = init_batch_stats(channels, dtype=dtype), 0.0
     old_mean, old_var = (cast(lax.stop_gradient(s), dtype) for s in old)
     new_mean, new_var = (momentum * o + (1 - momentum) * b for o, b in ((old_mean, mean), (old_var, var)))
     return BatchStats(

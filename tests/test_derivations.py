@@ -1,0 +1,93 @@
+"""The derivation study: what is right in the notes holds, what is mistaken is shown wrong, and neither by accident."""
+
+import json
+from pathlib import Path
+
+import derivation_notes as notes
+import derivations
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+SMALL = ["--samples", "8", "16", "--features", "4", "8", "--repeats", "2"]
+
+
+@pytest.fixture
+def rows(quick_compilation) -> list[dict]:
+    return derivations.compared()
+
+
+def test_every_right_derivation_holds_and_every_mistaken_one_does_not(rows: list[dict]):
+    assert derivations.unexpected(rows) == []
+    assert all(row["error"] <= 1e-10 for row in rows if row["right"])
+    assert all(row["error"] > 1e-2 and row["why"] for row in rows if not row["right"])
+    assert [sum(row["right"] == right for row in rows) for right in (True, False)] == [29, 8]
+    assert len({row["name"] for row in rows}) == len(rows)
+    assert {note for row in rows for note in row["note"].split(", ")} == {"first", "second", "third", "fourth", "fifth"}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str):
+    """Leaves these rows alone in the table."""
+    every = derivations.derivations
+    monkeypatch.setattr(derivations, "derivations", lambda: [row for row in every() if row.name in names])
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    chosen = "dx in closed form", "dx, var by x with the factor -1/m"
+    only(monkeypatch, *chosen)
+    table, picture = tmp_path / "found.json", tmp_path / "growth.png"
+    with jax.enable_x64(False):
+        found = derivations.main([*SMALL, "--json", str(table), "--plot", str(picture)])
+        assert jnp.ones(1).dtype == jnp.float32  # float64 did not leak
+    assert json.loads(table.read_text()) == found
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert {row["name"]: row["verdict"] for row in found["derivations"]} == {chosen[0]: "right", chosen[1]: "wrong"}
+    assert len(found["timings"]) == 3 * (2 + 2) and all(np.isfinite(row["N"] + row["D"]) for row in found["growth"])
+    printed = capsys.readouterr().out
+    assert "1 right" in printed and "1 wrong" in printed and "factors to add were multiplied" in printed
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, name: str, value):
+    """The exit's message when the notes' function of this name gives another value."""
+    monkeypatch.setattr(notes, name, value)
+    with pytest.raises(SystemExit) as error:
+        derivations.main(SMALL)
+    return str(error.value.code)
+
+
+@pytest.mark.parametrize("factor", [1 + 1e-9, np.nan], ids=str)
+def test_a_planted_error_is_found(factor: float, monkeypatch: pytest.MonkeyPatch):
+    only(monkeypatch, "dx in closed form")
+    right = notes.closed_form
+    assert "dx in closed form" in planted(monkeypatch, "closed_form", lambda *a: factor * right(*a))
+
+
+def test_a_mistake_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch):
+    only(monkeypatch, "dx, var by x with the factor -1/m")
+    assert "var by x" in planted(monkeypatch, "var_by_x_with_extra_factor", notes.closed_form)
+
+
+def test_other_shapes_are_not_compared():
+    with pytest.raises(ValueError, match="should have"):
+        derivations.relative_error(jnp.ones((2, 1)), jnp.ones(2))
+
+
+def test_growth_is_the_slope():
+    timings = [
+        {"form": form, "grows": size, size: at, "median_us": 3.0 * at**power}
+        for form in notes.VECTORISATIONS
+        for size, power in (("N", 1), ("D", 2))
+        for at in (2, 8, 32)
+    ]
+    for row in derivations.growth(timings):
+        np.testing.assert_allclose([row["N"], row["D"]], [1, 2])
+
+
+@pytest.mark.parametrize(
+    "arguments, message", [(["--samples", "8"], "--samples: a growth needs two sizes"), (["--plot", "a.pdf"], ".png")]
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        derivations.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,239 @@
+"""The benchmarks' results as tables: in the terminal, and as Markdown in the README.
+
+    python experiments/bench_tables.py            writes the README's tables anew from experiments/results/cpu.json
+    python experiments/bench_tables.py --check    exits with 1 if they differ from it
+
+A table's place in the README lies between `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results" / "cpu.json"
+NAMES = {
+    "jaxnorm": "jaxnorm",
+    "plain": "plain JAX",
+    "composed": "composed",
+    "linen": "flax",
+    "nnx": "flax nnx",
+    "haiku": "haiku",
+    "equinox": "equinox",
+    "optax": "optax",
+    "torch": "PyTorch",
+}
+MEMORY_COLUMN = "temporary MB: jaxnorm, plain JAX"
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Grid(NamedTuple):
+    """A table: the first `words` columns are text, the others numbers."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    words: int = 1
+
+
+def markdown(grid: Grid) -> str:
+    """The table without its title."""
+    rule = ["---" if i < grid.words else "---:" for i in range(len(grid.columns))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (grid.columns, rule, *grid.rows))
+
+
+def digits(value: float) -> str:
+    """Three of them, without an exponent."""
+    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 3
+    return f"{value:.{places}f}"
+
+
+def times_cells(row: Mapping[str, Any], others: Iterable[str]) -> list[str]:
+    """Milliseconds, that in units of the floor, and every rival's ratio, with what it differs by."""
+    floor = row["ratio"].get("floor")
+    cells = [digits(row["ms"]["jaxnorm"][1]), digits(1 / floor[1]) if floor else "–"]
+    for name in others:
+        cell = digits(row["ratio"][name][1]) if name in row["ratio"] else "–"
+        if name in row["differs"]:
+            error = row["differs"][name]
+            cell += " (not finite)" if error is None else f" (differs by {error:.0e})"
+        cells.append(cell)
+    return cells
+
+
+def sides_of(rows: Rows) -> list[str]:
+    """The rivals in any of the rows, in the order of NAMES."""
+    found = {name for row in rows for name in row["ratio"]}
+    return [name for name in NAMES if name in found]
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Its sizes with a multiplication sign."""
+    return "×".join(map(str, shape))
+
+
+def memory_cell(row: Mapping[str, Any]) -> str:
+    """Temporary memory of jaxnorm's program and of plain JAX's."""
+    return ", ".join(digits(row["temporary_mb"][s]) for s in ("jaxnorm", "plain") if s in row["temporary_mb"])
+
+
+def timed_grid(title: str, rows: Rows, first: str) -> Grid:
+    """One row of times for each measured row, and their temporary memory where programs were compiled."""
+    others = sides_of(rows)
+    columns = [first, "shape", "jaxnorm, ms", "÷ floor", *(NAMES[name] for name in others)]
+    cells = [[row["name"], shape_text(row["shape"]), *times_cells(row, others)] for row in rows]
+    if any(row["temporary_mb"] for row in rows):
+        columns.append(MEMORY_COLUMN)
+        cells = [[*line, memory_cell(row)] for line, row in zip(cells, rows, strict=True)]
+    return Grid(title, columns, cells, 2)
+
+
+def modes(section: str, first: str, rows: Rows) -> dict[str, Grid]:
+    """A table for each mode and dtype: the jitted float32 one is called as its section is."""
+    found = {}
+    for mode, dtype in dict.fromkeys((row["mode"], row["dtype"]) for row in rows):
+        chosen = [row for row in rows if (row["mode"], row["dtype"]) == (mode, dtype)]
+        name = "-".join([section, *([] if mode == "jitted" else [mode]), *([] if dtype == "float32" else [dtype])])
+        title = f"{section}, {mode}, {dtype}: jaxnorm's ms, and how many times as long the others take"
+        found[name] = timed_grid(title, chosen, first)
+    return found
+
+
+def conv_summary(rows: Rows) -> Grid:
+    """Geometric means by kind and part."""
+    others = sides_of(rows)
+    cells = []
+    for kind, part in dict.fromkeys((row["kind"], row["part"]) for row in rows):
+        chosen = [row for row in rows if (row["kind"], row["part"]) == (kind, part)]
+        line = [kind, part, digits(statistics.geometric_mean([1 / row["ratio"]["floor"][1] for row in chosen]))]
+        for name in others:
+            ratios = [row["ratio"][name][1] for row in chosen if name in row["ratio"]]
+            span = f"{digits(statistics.geometric_mean(ratios))} ({digits(min(ratios))} to {digits(max(ratios))})"
+            line.append(span)
+        cells.append(line)
+    title = "conv: how many times as long the others take, geometric means (and range)"
+    return Grid(title, ["convolutions", "part", "÷ floor", *(NAMES[name] for name in others)], cells, 2)
+
+
+def conv_rows(rows: Rows) -> Grid:
+    """Every part of every convolution."""
+    others = sides_of(rows)
+    columns = ["convolution", "part", "jaxnorm, ms", "÷ floor", *(NAMES[n] for n in others), MEMORY_COLUMN]
+    cells = [[row["name"], row["part"], *times_cells(row, others), memory_cell(row)] for row in rows]
+    return Grid("conv: ms, and how many times as long the others take", columns, cells, 2)
+
+
+def loops(rows: Rows) -> Grid:
+    """Scan and vmap."""
+    cells = [
+        [r["name"], digits(r["ms"]["jaxnorm"][1]), *(digits(r["ratio"][f][1]) for f in ("scan", "vmap"))] for r in rows
+    ]
+    title = "forward, dX and dW of several kernels: time in units of the same written out"
+    return Grid(title, ["convolution", "written out, ms", "scan", "vmap"], cells)
+
+
+def memory_models(rows: Rows) -> Grid:
+    """Compiled temporary memory and bytes kept of training steps."""
+    sides = [name for name in NAMES if any(name in row["temporary_mb"] for row in rows)]
+    columns = ["training step", "dtype", *(f"{NAMES[s]}, MB (kept)" for s in sides)]
+    cells = [
+        [row["name"], row["dtype"]]
+        + [
+            f"{digits(row['temporary_mb'][s])} ({digits(row['kept_mb'][s])})" if s in row["temporary_mb"] else "–"
+            for s in sides
+        ]
+        for row in rows
+    ]
+    return Grid("memory: temporary MB of a training step (kept for the backward pass)", columns, cells, 2)
+
+
+def memory_kept(rows: Rows) -> Grid:
+    """Bytes kept by each function."""
+    sides = [name for name in NAMES if any(name in row["kept"] for row in rows)]
+    cells = [
+        [row["name"], row["dtype"], *(f"{row['kept'][s]:.2f}" if s in row["kept"] else "–" for s in sides)]
+        for row in rows
+    ]
+    title = "memory: kept for the backward pass beside the arguments, in units of the first one's bytes"
+    return Grid(title, ["function", "dtype", *(NAMES[s] for s in sides)], cells, 2)
+
+
+def training(rows: Rows) -> Grid:
+    """Whole steps."""
+    columns = ["network", "dtype", "flax, ms", "jaxnorm, ms", "times as fast", "temporary MB: flax, jaxnorm"]
+    columns.append("to compile, s: flax, jaxnorm")
+    cells = []
+    for row in rows:
+        ms = [digits(row["ms"][side][1]) for side in ("linen", "jaxnorm")]
+        pairs = [", ".join(digits(row[key][s]) for s in ("linen", "jaxnorm")) for key in ("temporary_mb", "compile_s")]
+        cells.append([row["name"], row["dtype"], *ms, digits(row["ratio"]["linen"][1]), *pairs])
+    return Grid("train: loss, gradients and Adam", columns, cells, 2)
+
+
+MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
+    "norms": lambda rows: modes("norms", "norm", rows),
+    "losses": lambda rows: modes("losses", "loss", rows),
+    "conv": lambda rows: {"conv": conv_summary(rows), "conv-rows": conv_rows(rows)},
+    "loops": lambda rows: {"loops": loops(rows)},
+    "memory": lambda rows: {"memory": memory_models(rows)},
+    "kept": lambda rows: {"kept": memory_kept(rows)},
+    "train": lambda rows: {"train": training(rows)},
+}
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """One line on what the numbers were measured with."""
+    used = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    device = "" if machine["backend"] == "cpu" else f"{machine['device']}; "
+    allocator = "allocator told to keep its memory" if machine["environment"].get("MALLOC_TRIM_THRESHOLD_") else ""
+    parts = (f"{device}{machine['processor']}", f"{machine['cores']} cores", allocator, used)
+    return "; ".join(part for part in parts if part)
+
+
+def grids(results: Mapping[str, Any]) -> dict[str, Grid]:
+    """Every table of the recorded sections, by name."""
+    found: dict[str, Grid] = {}
+    for recorded in results.values():
+        for name, rows in recorded["rows"].items():
+            if rows:
+                found |= MAKERS[name](rows)
+    return found
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown of every table, by name; `machine` is a line on the machine of each section that was recorded."""
+    lines = dict.fromkeys(machine_text(recorded["machine"]) for recorded in results.values())
+    return {name: markdown(grid) for name, grid in grids(results).items()} | {"machine": "\n\n".join(lines)}
+
+
+def rendered(text: str, found: Mapping[str, str]) -> str:
+    """`text` with each marked place filled.
+
+    Raises:
+      KeyError: a place asks for a table that was not recorded.
+    """
+    place = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.S)
+    return place.sub(lambda m: f"{m[1]}\n{found[m[2]]}\n\n{m[3]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes or checks the README's tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table differs")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="what bench.py --json wrote")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="the text with places")
+    options = parser.parse_args(argv)
+    text = options.readme.read_text(encoding="utf-8")
+    new = rendered(text, tables(json.loads(options.results.read_text(encoding="utf-8"))))
+    if options.check:
+        sys.exit(0 if new == text else f"{options.readme} differs from {options.results}: run {Path(__file__).name}")
+    options.readme.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

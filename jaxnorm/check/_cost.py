@@ -19,7 +19,7 @@ def saved_bytes(fun: Callable[..., Any], *args: Any) -> int:
 
     Args:
       fun: any function that `jax.vjp` takes: pytrees in and out, jitted or not, with or without a custom rule.
-      *args: its arguments, or `jax.ShapeDtypeStruct`s of their shapes, since nothing runs.
+      *args: its arguments, or a `jax.ShapeDtypeStruct` for each, since nothing runs.
 
     Returns:
       The number of bytes, 0 if the inputs suffice.

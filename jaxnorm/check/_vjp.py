@@ -35,20 +35,22 @@ def check_vjp(
 ) -> Report:
     """Checks the gradient rule of `fun` at `args`: `<g, J v> == <fun's cotangents of g, v>` for all g and v, and more.
 
-    | check | what must hold |
-    |---|---|
-    | primal | the reference's value; the same under `jax.vjp` |
-    | structure | each cotangent has its argument's shape and dtype (none for integers), in float64 and in `dtypes` |
-    | mixed dtypes | the same where the first argument is of a 16-bit dtype and the others float32, and reversed |
-    | cotangent | each element equals `jax.vjp(reference)`'s in float64, from all outputs and from each alone |
-    | linear | the sum of two cotangents gives the sum of their results, and zero gives zero |
-    | only ... used, alone | unused outputs, and arguments that are not differentiated, change nothing |
-    | differences | the cotangents agree with central differences of `fun` itself, of order 6 in float64 |
-    | float32, ... | per element, the error against float64 is at most plain autodiff's of the reference, see `ulps` |
-    | transforms | the same under checkpoint, scan, and vmap over each argument and over all |
-    | outside jit | the same where every operation runs by itself; all else is compiled whole |
-    | second order | grad of grad and jvp of grad equal the reference's, or central differences of the cotangents |
-    | cost | reported, not judged: bytes kept for the backward pass, temporary memory and FLOPs of both passes |
+    ====================  ============================================================================================
+    check                 what must hold
+    ====================  ============================================================================================
+    primal                the reference's value; the same under `jax.vjp`
+    structure             cotangents have their arguments' shapes and dtypes (integers: none), in float64 and `dtypes`
+    mixed dtypes          the same where the first argument is of a 16-bit dtype and the others float32, and reversed
+    cotangent             each element equals `jax.vjp(reference)`'s in float64, from all outputs and from each alone
+    linear                the sum of two cotangents gives the sum of their results, and zero gives zero
+    only ... used, alone  unused outputs, and arguments that are not differentiated, change nothing
+    differences           the cotangents agree with central differences of `fun` itself, of order 6 in float64
+    float32, ...          per element, the error against float64 is at most autodiff's of the reference, see `ulps`
+    transforms            the same under checkpoint, scan, and vmap over each argument and over all
+    outside jit           the same where every operation runs by itself; all else is compiled whole
+    second order          grad of grad and jvp of grad equal the reference's, or central differences of the cotangents
+    cost                  reported, not judged: bytes kept for the backward pass, temporary memory, FLOPs
+    ====================  ============================================================================================
 
     Without a reference the gradients are checked by differences: along random signs, where an error above the
     tolerance, in whatever elements, is missed with a probability of at most `2**-directions` (and never if it is

@@ -23,12 +23,11 @@ with m = 0.
 Conventions: a group with n <= ddof, or with var + epsilon = 0, has r = 0, hence x_hat = 0, y = bias and dx = 0.
 
 References: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167 (batch norm and its gradient); Chan, Golub and
-LeVeque 1983, "Algorithms for computing the sample variance" (the corrected two-pass sum and the merging of groups).
+LeVeque 1983, "Algorithms for computing the sample variance" (shifted sums, the merging of groups).
 """
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -53,16 +52,17 @@ from jaxnorm._axes import (
     static_float,
     static_int,
 )
+from jaxnorm._groups import Rule, by_platform, for_columns, in_columns, over_shared, own, reduced, shared_axes
 
 
 class Residuals(NamedTuple):
-    """What the backward pass keeps: the inputs themselves, and statistics of the reduced shape."""
+    """What the backward pass keeps: the inputs themselves, and for each group a few numbers, in one axis."""
 
     x: jax.Array  # the input, as it came
-    mean: jax.Array | None  # float32 or float64, reduced shape; None without centring
-    correction: jax.Array | None  # bfloat16 (float64 for float64), reduced: the mean's digits beyond its own dtype
-    rstd: jax.Array  # float32 or float64, reduced shape: 1 / sqrt(var + epsilon)
-    selected: jax.Array | None  # n: a scalar, or of reduced shape where a mask makes it data; None if given
+    mean: jax.Array | None  # (groups,), float32 or float64; None without centring
+    correction: jax.Array | None  # (groups,), bfloat16 or float64: the mean's digits beyond its dtype
+    rstd: jax.Array  # (groups,), float32 or float64: 1 / sqrt(var + epsilon)
+    selected: jax.Array | None  # (groups,) or (1,): n; None with given statistics
     scale: jax.Array | None  # the parameter itself
     bias: jax.Array | None  # the parameter itself, for its dtype and shape
     where: jax.Array | None  # the mask itself
@@ -73,23 +73,7 @@ class Moments(NamedTuple):
 
     mean: jax.Array | None
     sum_of_squares: jax.Array  # of the deviations from the mean
-    selected: jax.Array  # n
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """The static side of one normalization: how arguments are viewed, what is reduced, which options hold."""
-
-    view: tuple[int, ...]  # x is reshaped to this inside the rule, so that x itself is what is kept
-    axes: tuple[int, ...]  # of the view: reduced for the statistics
-    scale_view: tuple[int, ...] = ()
-    bias_view: tuple[int, ...] = ()
-    where_view: tuple[int, ...] = ()
-    epsilon: float = 1e-5
-    use_mean: bool = True
-    ddof: int = 0
-    axis_name: AxisName = None
-    sample: int = 1  # the pivot is the mean of a group's first 1/sample
+    selected: jax.Array  # n, of each group or of all
 
 
 def normalize(
@@ -199,54 +183,17 @@ def _normalize(rule, x, scale, bias, where, given):
 
 
 def _normalize_fwd(rule, x, scale, bias, where, given):
-    y, moments, statistics = _by_platform(_forward, rule, x, scale, bias, where, given)
-    return (y, moments), Residuals(x, *statistics, scale, bias, where)
+    y, moments, statistics = by_platform(_forward, rule, x, scale, bias, where, given)
+    mean, correction, rstd, selected = statistics
+    return (y, moments), Residuals(x, mean, correction, rstd, selected, scale, bias, where)
 
 
 def _normalize_bwd(rule, residuals, cotangents):
-    dx, dscale, dbias = _by_platform(_backward, rule, residuals, cotangents[0])  # the moments carry no gradient
+    dx, dscale, dbias = by_platform(_backward, rule, residuals, cotangents[0])  # the moments carry no gradient
     return dx, dscale, dbias, None, None
 
 
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)
-
-
-def _by_platform(function, rule, *arrays):
-    """`function(rule, *arrays)`, on a CPU in a view of the fewest axes.
-
-    XLA's CPU backend reduces (N, H, W, C) over its first axes several times slower than (N, H W, C). Elsewhere the axes
-    stay apart: there it makes no difference to a reduction, but merged axes can no longer be sharded each on its own.
-    """
-    if rule.axis_name is not None:  # each device has an array of its own already
-        return function(_merged(rule), *arrays)
-    return _chosen(function, rule, *arrays)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _chosen(function, rule, *arrays):
-    cpu, default = functools.partial(function, _merged(rule)), functools.partial(function, rule)
-    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
-
-
-def _merged(rule: Rule) -> Rule:
-    """The same rule with neighbouring axes merged wherever statistics, parameters and mask treat them alike.
-
-    The first axis, a batch that may be sharded even on simulated CPU devices, stays apart.
-    """
-    others = [v for v in (rule.scale_view, rule.bias_view, rule.where_view) if v]
-
-    def role(axis: int) -> tuple[bool, ...]:
-        return axis == 0, axis in rule.axes, *(other[axis] == rule.view[axis] for other in others)
-
-    longer = [axis for axis, size in enumerate(rule.view) if size != 1]
-    parts = [list(part) for _, part in itertools.groupby(longer, role)]
-
-    def view(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(math.prod(sizes[a] for a in part) for part in parts) if sizes else ()
-
-    axes = tuple(i for i, part in enumerate(parts) if part[0] in rule.axes)
-    views = {name: view(getattr(rule, name)) for name in ("view", "scale_view", "bias_view", "where_view")}
-    return dataclasses.replace(rule, axes=axes, sample=16, **views)
 
 
 def _forward(rule, x, scale, bias, where, given):
@@ -258,25 +205,30 @@ def _forward(rule, x, scale, bias, where, given):
         rstd = _rstd(sum_of_squares / jnp.maximum(count - rule.ddof, 1), rule.epsilon)  # (1)
         rstd = jnp.where(count > rule.ddof, rstd, 0)
     else:
-        mean, variance = (reshape(cast(statistic, dtype), _reduced(rule, rule.view)) for statistic in given)
+        mean, variance = (reshape(cast(statistic, dtype), reduced(rule, rule.view)) for statistic in given)
         moments, correction, count, rstd = None, None, None, _rstd(variance, rule.epsilon)
     y = _x_hat(rule, x, mean, correction, rstd, where)
     if scale is not None:
         y = y * cast(reshape(scale, rule.scale_view), dtype)  # (2)
     if bias is not None:
         y = y + cast(reshape(bias, rule.bias_view), dtype)
-    flat = [None if s is None else reshape(s, (s.size,)) for s in (mean, correction, rstd, count)]
-    moments = None if moments is None else Moments(flat[0], reshape(moments.sum_of_squares, flat[2].shape), flat[3])
-    return reshape(cast(y, x.dtype), x.shape), moments, flat
+
+    def flat(statistic: jax.Array | None) -> Any:
+        return None if statistic is None else reshape(statistic, (statistic.size,))
+
+    moments = None if moments is None else Moments(*(flat(m) for m in moments))
+    return reshape(cast(y, x.dtype), x.shape), moments, [flat(s) for s in (mean, correction, rstd, count)]
 
 
 def _backward(rule, residuals, g):
-    *statistics, scale, bias, where = residuals[1:]
-    groups = _reduced(rule, rule.view)
-    mean, correction, rstd, count = (
-        None if s is None else reshape(s, groups if s.size == math.prod(groups) else (1,) * len(groups))
-        for s in statistics
-    )
+    groups, (scale, bias, where) = reduced(rule, rule.view), residuals[5:]
+
+    def per_group(statistic: jax.Array | None) -> Any:
+        if statistic is None:
+            return None
+        return reshape(statistic, groups if statistic.size == math.prod(groups) else (1,) * len(groups))
+
+    mean, correction, rstd, count = (per_group(s) for s in residuals[1:5])
     dtype, mask = rstd.dtype, None if where is None else reshape(where, rule.where_view)
     x, g = (cast(reshape(a, rule.view), dtype) for a in (residuals.x, g))
     mean, correction = (jnp.zeros_like(rstd) if s is None else cast(s, dtype) for s in (mean, correction))
@@ -284,36 +236,36 @@ def _backward(rule, residuals, g):
     def weighted(value: jax.Array, power: float = 1) -> jax.Array:
         if scale is None:
             return value
-        return value * _own(cast(reshape(scale, rule.scale_view), dtype), power)
+        return value * own(cast(reshape(scale, rule.scale_view), dtype), power)
 
-    # The sums of (3) and (4), s1 and s2 those of g_hat x_hat and g_hat. Axes of the groups along which no parameter
-    # varies are summed once, for both; without such axes there are four sums, each a pass over x or g.
-    shared, rest = _shared_axes(rule)
+    # The sums of (3) and (4): s1 of g_hat x_hat, s2 of g_hat. With shared axes two passes over g serve both equations;
+    # without, there are four sums, each with operands of its own (see `own`). The factors r and the correction, the
+    # same for all of a group, stay outside.
+    shared, rest = shared_axes(rule)
     if shared:
-        over_g = _over_shared(rule, _in_columns(rule, g))
-        centred = _in_columns(rule, x) + _own(_for_columns(rule, mean), -1)
-        over_g_x_hat = _over_shared(rule, _in_columns(rule, g) * centred)
+        over_g = over_shared(rule, in_columns(rule, g))
+        centred = in_columns(rule, x) + own(for_columns(rule, mean), -1)
+        over_g_x_hat = over_shared(rule, in_columns(rule, g) * centred)
         over_g_x_hat = jnp.where(rstd == 0, 0, (over_g_x_hat - over_g * correction) * rstd)
         s1, s2 = (jnp.sum(weighted(s), axis=rest, keepdims=True) for s in (over_g_x_hat, over_g))
     else:
-        over_g, over_g_x_hat = g, g * _x_hat(rule, x + x, _own(mean, 2), _own(correction, 2), _own(rstd, 0.5), where)
+        over_g, over_g_x_hat = g, g * _x_hat(rule, x + x, own(mean, 2), own(correction, 2), own(rstd, 0.5), where)
         s2 = jnp.sum(weighted(g, 2), axis=rest, keepdims=True)
-        s1 = jnp.sum(weighted(g * (x + _own(mean, -1)), 0.5), axis=rest, keepdims=True)
+        s1 = jnp.sum(weighted(g * (x + own(mean, -1)), 0.5), axis=rest, keepdims=True)
         s1, s2 = (s1, s2) if scale is None else (2 * s1, s2 / 2)
         s1 = jnp.where(rstd == 0, 0, (s1 - s2 * correction) * rstd)
     dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
     dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
 
     g_hat = weighted(g)
-    if rule.use_mean and rule.axis_name is None and math.prod(rule.view) == math.prod(groups):
+    if count is not None and rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
         g_hat = jnp.zeros_like(g)  # a lone element is its mean
     elif count is not None:
-        sums = [s1, s2] if rule.use_mean else [s1]
         if rule.axis_name is not None:
-            sums = _psum(rule, *sums)
+            s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), None)
         # x_hat s1 / (n - ddof) + s2 / n, with what is constant in a group put together first
-        slope = rstd * (sums[0] / jnp.maximum(count - rule.ddof, 1))
-        level = sums[1] / jnp.maximum(count, 1) - slope * correction if rule.use_mean else 0
+        slope = rstd * (s1 / jnp.maximum(count - rule.ddof, 1))
+        level = s2 / jnp.maximum(count, 1) - slope * correction if rule.use_mean else 0
         feedback = (x - mean) * slope + level
         g_hat = g_hat - (feedback if mask is None else jnp.where(mask & (rstd > 0), feedback, 0))
     return cotangent_for(residuals.x, reshape(rstd * g_hat, residuals.x.shape)), dscale, dbias  # (4)
@@ -322,11 +274,11 @@ def _backward(rule, residuals, g):
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:
     """Equation (1) without the division by n - ddof, and the mean's digits that its own dtype cannot hold."""
     x = cast(reshape(x, rule.view), dtype)
-    columns = _in_columns(rule, x)
+    columns = in_columns(rule, x)
 
     def total(values: jax.Array) -> jax.Array:
         values = values if mask is None else jnp.where(mask, values, 0)
-        return jnp.sum(_over_shared(rule, values), axis=_shared_axes(rule)[1], keepdims=True)
+        return jnp.sum(over_shared(rule, values), axis=shared_axes(rule)[1], keepdims=True)
 
     count = _count(rule, mask, dtype)
     if not rule.use_mean:
@@ -338,14 +290,14 @@ def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tu
     # Both sums are about a pivot within 4 standard deviations of the mean, so that neither waits for the other. What
     # cancels is at most 16 times the variance, and usually nothing: the pivot is then as good as the mean.
     pivot = _pivot(rule, x, mask)
-    about = _for_columns(rule, pivot)
+    about = for_columns(rule, pivot)
     shift = total(columns - about) / n
-    squares = total(lax.square(columns + _own(about, -1))) - n * shift * shift
+    squares = jnp.maximum(total(lax.square(columns + own(about, -1))) - n * shift * shift, 0)
     mean = pivot + shift
     # What rounding cost in this sum (Knuth's two-sum). It carries no derivative: the mean's own is complete.
     rounded = mean - pivot
     correction = lax.stop_gradient((pivot - (mean - rounded)) + (shift - rounded))
-    moments = Moments(mean, jnp.maximum(squares, 0), count)
+    moments = Moments(mean, squares, count)
     if rule.axis_name is not None:
         moments, correction = _merge(rule, mean, correction, squares, count)
     # A few bits of the correction are as good as all; float64 has digits to spare and must not lose range.
@@ -382,12 +334,7 @@ def _count(rule: Rule, mask: jax.Array | None, dtype: Any) -> jax.Array:
         return jnp.asarray(math.prod(rule.view[a] for a in rule.axes), dtype)
     spread = math.prod(rule.view[a] for a in rule.axes if mask.shape[a] == 1)
     selected = jnp.sum(mask, axis=rule.axes, keepdims=True, dtype=dtype) * spread
-    return jnp.broadcast_to(selected, _reduced(rule, rule.view))
-
-
-def _reduced(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a sum over the reduction axes."""
-    return tuple(1 if a in rule.axes else s for a, s in enumerate(shape))
+    return jnp.broadcast_to(selected, reduced(rule, rule.view))
 
 
 def _pivot(rule: Rule, x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -395,13 +342,13 @@ def _pivot(rule: Rule, x: jax.Array, mask: jax.Array | None) -> jax.Array:
 
     It is the mean of the group or of part of it, found as its distance from one element: so a constant group has an
     exact mean at any size. The mean of a 16th of the elements, whichever they are, is within 4 standard deviations of
-    the mean of all (by Cauchy and Schwarz), and costs a CPU little to read. A GPU reads all in one pass with the sums.
+    the mean of all (by Cauchy and Schwarz), and costs a CPU little to read.
     """
     if x.size == 0:
-        return jnp.zeros(_reduced(rule, x.shape), x.dtype)
+        return jnp.zeros(reduced(rule, x.shape), x.dtype)
     x = lax.stop_gradient(x)
     if mask is None:
-        first = lax.slice(x, [0] * x.ndim, _reduced(rule, x.shape))
+        first = lax.slice(x, [0] * x.ndim, reduced(rule, x.shape))
         # Part of a batch that is sharded would have to be sent to the other devices.
         longest = max((axis for axis in rule.axes if axis), key=lambda axis: x.shape[axis], default=None)
         if longest is not None:
@@ -430,57 +377,6 @@ def _x_hat(rule, x, mean, correction, rstd, where) -> jax.Array:
     x_hat = x_hat * rstd
     # Positions that a mask leaves out may hold anything; an empty group is 0 there even so.
     return x_hat if where is None else jnp.where(rstd == 0, 0, x_hat)
-
-
-def _own(values: jax.Array, power: float) -> jax.Array:
-    """`values` times a power of two, which costs no digits: an operand for one sum alone.
-
-    XLA's CPU backend computes a sum and all that leads to it in one pass (a YNNPACK fusion), unless some of that has
-    another use too, be it the broadcast of a mean: then it is written out in full first, which takes as long again. To
-    XLA, values and their multiples have nothing in common. (Barriers do not help: it removes them before it looks.)
-    """
-    return values * power
-
-
-def _shared_axes(rule: Rule) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The reduction axes along which neither parameter varies, and the others."""
-    views = [v for v in (rule.scale_view, rule.bias_view) if v]
-    shared = tuple(a for a in rule.axes if all(view[a] == 1 for view in views))
-    return shared, tuple(a for a in rule.axes if a not in shared)
-
-
-def _columns(rule: Rule) -> list[list[int]]:
-    """The axes in the view for sums over the shared ones: neighbours among the others are merged.
-
-    So for group norm (N, H W, groups, channels) becomes (N, H W, C): twice as fast on a CPU. A mask keeps all apart.
-    """
-    shared, _ = _shared_axes(rule)
-    axes = range(len(rule.view))
-    if not shared or rule.where_view:
-        return [[axis] for axis in axes]
-    return [list(part) for _, part in itertools.groupby(axes, lambda axis: axis if axis in shared else -1)]
-
-
-def _in_columns(rule: Rule, values: jax.Array) -> jax.Array:
-    """`values` of the rule's view, or 1 along some of its axes, in the columns' view."""
-    return reshape(values, tuple(math.prod(values.shape[a] for a in part) for part in _columns(rule)))
-
-
-def _for_columns(rule: Rule, statistic: jax.Array) -> jax.Array:
-    """A number for each group, repeated for each of its columns."""
-    shared, rest = _shared_axes(rule)
-    if not shared:
-        return statistic
-    shape = [s if a in rest else statistic.shape[a] for a, s in enumerate(rule.view)]
-    return _in_columns(rule, jnp.broadcast_to(statistic, shape))
-
-
-def _over_shared(rule: Rule, values: jax.Array) -> jax.Array:
-    """The sums over the shared axes of `values` in the columns' view; theirs is the rule's again."""
-    shared, _ = _shared_axes(rule)
-    axes = tuple(i for i, part in enumerate(_columns(rule)) if part[0] in shared)
-    total = jnp.sum(values, axis=axes, keepdims=True) if axes else values
-    return reshape(total, tuple(1 if a in shared else s for a, s in enumerate(rule.view)))
 
 
 def _psum(rule: Rule, *values: jax.Array) -> list[jax.Array]:

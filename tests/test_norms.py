@@ -86,6 +86,12 @@ def test_empty_arrays(norm):
     assert not vjp(y)[1].any()
 
 
+def test_running_statistics_pass_the_gradient_of_a_batch_of_one():
+    x, stats = jnp.array([[1.0, -2.0, 3.0]]), jn.BatchStats(jnp.zeros(3), jnp.array([4.0, 1.0, 0.25]))
+    _, vjp = jax.vjp(lambda x: jn.batch_norm(x, stats=stats, training=False, epsilon=0.0)[0], x)
+    np.testing.assert_allclose(vjp(jnp.ones((1, 3)))[0], [[0.5, 1.0, 2.0]])
+
+
 def test_nan_is_not_swallowed():
     x = jnp.ones((2, 4)).at[0, 1].set(jnp.nan)
     for where in (None, jnp.ones((2, 4), bool)):

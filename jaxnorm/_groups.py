@@ -1,0 +1,138 @@
+"""The groups of a normalization: the static side of a rule, and how sums over its groups are taken.
+
+Every norm has groups (the reduction axes), and parameters that vary along some axes. A sum over a group is a sum over
+the axes along which no parameter varies, the shared ones, and of what is left over the others: where there are shared
+axes, the first serves the parameters' gradients too, and the rest is small.
+
+The views, the order of the sums and `own` are for XLA's CPU backend, which is particular about them; on a GPU or TPU
+they change nothing that matters.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._axes import AxisName, reshape
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The static side of one normalization: how arguments are viewed, what is reduced, which options hold."""
+
+    view: tuple[int, ...]  # x is reshaped to this inside the rule, so that x itself is what is kept
+    axes: tuple[int, ...]  # of the view: reduced for the statistics
+    scale_view: tuple[int, ...] = ()
+    bias_view: tuple[int, ...] = ()
+    where_view: tuple[int, ...] = ()
+    epsilon: float = 1e-5
+    use_mean: bool = True
+    ddof: int = 0
+    axis_name: AxisName = None
+    sample: int = 1  # the mean of one element in so many is near enough to the mean to start from
+
+
+def by_platform(function: Callable[..., Any], rule: Rule, *arrays: Any) -> Any:
+    """`function(rule, *arrays)`, on a CPU in a view of the fewest axes.
+
+    XLA's CPU backend reduces (N, H, W, C) over its first axes several times slower than (N, H W, C). Elsewhere the axes
+    stay apart: there it makes no difference to a reduction, but merged axes can no longer be sharded each on its own.
+    """
+    if rule.axis_name is not None:  # each device has an array of its own already
+        return function(merged(rule), *arrays)
+    return _chosen(function, rule, *arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _chosen(function: Callable[..., Any], rule: Rule, *arrays: Any) -> Any:
+    cpu, default = functools.partial(function, merged(rule)), functools.partial(function, rule)
+    return lax.platform_dependent(*arrays, cpu=cpu, default=default)
+
+
+def merged(rule: Rule) -> Rule:
+    """The same rule with neighbouring axes merged wherever statistics, parameters and mask treat them alike.
+
+    The first axis, a batch that may be sharded even on simulated CPU devices, stays apart.
+    """
+    others = [v for v in (rule.scale_view, rule.bias_view, rule.where_view) if v]
+
+    def role(axis: int) -> tuple[bool, ...]:
+        return axis == 0, axis in rule.axes, *(other[axis] == rule.view[axis] for other in others)
+
+    longer = [axis for axis, size in enumerate(rule.view) if size != 1]
+    parts = [list(part) for _, part in itertools.groupby(longer, role)]
+
+    def view(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(math.prod(sizes[a] for a in part) for part in parts) if sizes else ()
+
+    return dataclasses.replace(
+        rule,
+        view=view(rule.view),
+        axes=tuple(i for i, part in enumerate(parts) if part[0] in rule.axes),
+        scale_view=view(rule.scale_view),
+        bias_view=view(rule.bias_view),
+        where_view=view(rule.where_view),
+        sample=16,
+    )
+
+
+def reduced(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a sum over the reduction axes."""
+    return tuple(1 if a in rule.axes else s for a, s in enumerate(shape))
+
+
+def own(values: jax.Array, power: float) -> jax.Array:
+    """`values` times a power of two, which costs no digits: an operand for one sum alone.
+
+    XLA's CPU backend computes a sum and all that leads to it in one pass (a YNNPACK fusion), unless some of that has
+    another use too, be it the broadcast of a mean: then it is written out in full first, which takes as long again. To
+    XLA, values and their multiples have nothing in common. (Barriers do not help: it removes them before it looks.)
+    """
+    return values * power
+
+
+def shared_axes(rule: Rule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The reduction axes along which neither parameter varies, and the others."""
+    views = [v for v in (rule.scale_view, rule.bias_view) if v]
+    shared = tuple(a for a in rule.axes if all(view[a] == 1 for view in views))
+    return shared, tuple(a for a in rule.axes if a not in shared)
+
+
+def _columns(rule: Rule) -> list[list[int]]:
+    """The axes in the view for sums over the shared ones: neighbours among the others are merged.
+
+    So for group norm (N, H W, groups, channels) becomes (N, H W, C): twice as fast on a CPU. A mask keeps all apart.
+    """
+    shared, _ = shared_axes(rule)
+    axes = range(len(rule.view))
+    if not shared or rule.where_view:
+        return [[axis] for axis in axes]
+    return [list(part) for _, part in itertools.groupby(axes, lambda axis: axis if axis in shared else -1)]
+
+
+def in_columns(rule: Rule, values: jax.Array) -> jax.Array:
+    """`values` of the rule's view, or 1 along some of its axes, in the columns' view."""
+    return reshape(values, tuple(math.prod(values.shape[a] for a in part) for part in _columns(rule)))
+
+
+def for_columns(rule: Rule, statistic: jax.Array) -> jax.Array:
+    """A number for each group, repeated for each of its columns."""
+    shared, rest = shared_axes(rule)
+    if not shared:
+        return statistic
+    shape = [s if a in rest else statistic.shape[a] for a, s in enumerate(rule.view)]
+    return in_columns(rule, jnp.broadcast_to(statistic, shape))
+
+
+def over_shared(rule: Rule, values: jax.Array) -> jax.Array:
+    """The sums over the shared axes of `values` in the columns' view, themselves in the rule's view."""
+    shared, _ = shared_axes(rule)
+    axes = tuple(i for i, part in enumerate(_columns(rule)) if part[0] in shared)
+    total = jnp.sum(values, axis=axes, keepdims=True) if axes else values
+    return reshape(total, tuple(1 if a in shared else s for a, s in enumerate(rule.view)))

@@ -104,8 +104,8 @@ def normalize(
         statistics, each weighted by its count; static.
 
     Returns:
-      Array of x's shape and dtype. Statistics are computed in float32 (float64 if an argument is float64), by a
-      corrected two-pass sum, so that a large common mean costs no digits.
+      Array of x's shape and dtype. Statistics are computed in float32 (float64 if an argument is float64), from
+      sums about a value near the mean, so that a large common mean costs no digits.
 
     Gradient:
       Equations (3) and (4) of this module. Kept for it: the inputs, and per group the mean and 1/sqrt(var + epsilon).
@@ -262,7 +262,7 @@ def _backward(rule, residuals, g):
         g_hat = jnp.zeros_like(g)  # a lone element is its mean
     elif count is not None:
         if rule.axis_name is not None:
-            s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), None)
+            s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), s2)
         # x_hat s1 / (n - ddof) + s2 / n, with what is constant in a group put together first
         slope = rstd * (s1 / jnp.maximum(count - rule.ddof, 1))
         level = s2 / jnp.maximum(count, 1) - slope * correction if rule.use_mean else 0

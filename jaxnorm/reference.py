@@ -321,15 +321,25 @@ def _biased(y, bias, channel_axis, dtype):
     )
 
 
-def _conv_arguments(x, kernel, bias, dimension_numbers, padding, preferred_element_type):
+def _conv_arguments(x, kernel, bias, dimension_numbers, padding, dilation, preferred_element_type):
+    """The arrays in the compute dtype, and the static arguments spelled out.
+
+    An explicit padding, and the dilation with it, is applied to x here: XLA's CPU backend of jax 0.10 reads past the
+    array in float32 if a convolution's low padding is negative, as autodiff's is too for one longer than the window.
+    """
     dtype, space = preferred_element_type or jnp.asarray(x).dtype, jnp.ndim(x) - 2
     axes = "HWD"[:space]
     names = dimension_numbers or (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-    if isinstance(padding, int):
-        padding = (padding,) * space
+    dilation = (dilation,) * space if isinstance(dilation, int) else dilation
+    x, kernel, bias = _compute(x, kernel, bias)
     if not isinstance(padding, str):
-        padding = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
-    return *_compute(x, kernel, bias), names, padding, dtype, space
+        padding = (padding,) * space if isinstance(padding, int) else padding
+        ends = {"N": (0, 0, 0), "C": (0, 0, 0)}
+        for axis, p, f in zip((a for a in names[1] if a not in "IO"), padding, dilation, strict=True):
+            ends[axis] = (*((p, p) if isinstance(p, int) else p), f - 1)
+        x = lax.pad(x, jnp.zeros((), x.dtype), [ends[axis] for axis in names[0]])
+        padding, dilation = [(0, 0)] * space, (1,) * space
+    return x, kernel, bias, names, padding, dilation, dtype, space
 
 
 def conv(
@@ -346,12 +356,10 @@ def conv(
     precision=None,
     preferred_element_type=None,
 ):
-    x, kernel, bias, names, padding, dtype, space = _conv_arguments(
-        x, kernel, bias, dimension_numbers, padding, preferred_element_type
+    x, kernel, bias, names, padding, input_dilation, dtype, space = _conv_arguments(
+        x, kernel, bias, dimension_numbers, padding, input_dilation, preferred_element_type
     )
-    strides, input_dilation, kernel_dilation = (
-        (v,) * space if isinstance(v, int) else v for v in (strides, input_dilation, kernel_dilation)
-    )
+    strides, kernel_dilation = ((v,) * space if isinstance(v, int) else v for v in (strides, kernel_dilation))
     y = lax.conv_general_dilated(
         x, kernel, strides, padding, input_dilation, kernel_dilation, names, feature_group_count, precision=precision
     )
@@ -371,9 +379,9 @@ def conv_transpose(
     precision=None,
     preferred_element_type=None,
 ):
-    x, kernel, bias, names, padding, dtype, space = _conv_arguments(
-        x, kernel, bias, dimension_numbers, padding, preferred_element_type
+    x, kernel, bias, names, padding, strides, dtype, space = _conv_arguments(
+        x, kernel, bias, dimension_numbers, padding, strides, preferred_element_type
     )
-    strides, kernel_dilation = ((v,) * space if isinstance(v, int) else v for v in (strides, kernel_dilation))
+    kernel_dilation = (kernel_dilation,) * space if isinstance(kernel_dilation, int) else kernel_dilation
     y = lax.conv_transpose(x, kernel, strides, padding, kernel_dilation, names, transpose_kernel, precision)
     return _biased(y, bias, names[2].index("C"), dtype)

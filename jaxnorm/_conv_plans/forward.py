@@ -27,7 +27,13 @@ def by_lax(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Its operands are in canonical order already. XLA's CPU backend puts only the entry computation's into that order
     itself: inside a scan, any other falls to a naive loop.
+
+    For a low padding below 0, XLA's CPU backend in jax 0.10 reads past the array in float32, and of one as long as the
+    window autodiff makes such: x is padded before there.
     """
+    if not all(0 <= low < reach for (low, _), reach in zip(geometry.padding, geometry.reach, strict=True)):
+        x, none, ones = padded(geometry, x), ((0, 0),) * geometry.space, (1,) * geometry.space
+        geometry = dataclasses.replace(geometry, input_size=x.shape[1:-1], padding=none, input_dilation=ones)
     return lax.conv_general_dilated(
         x, kernel, geometry.strides, geometry.padding, geometry.input_dilation, geometry.kernel_dilation,
         channels_last(geometry.space), geometry.groups,

@@ -3,7 +3,7 @@
 A GPU or TPU keeps XLA's convolutions. XLA's CPU backend runs 2-D convolutions of one group well; what it runs badly is
 brought to them, to matrix products, or to elementwise arithmetic, by the choices below. The figures beside them are
 milliseconds, XLA's and ours, of one shape each when the choice was made, on 2 cores with jax 0.10.2 and 0.12.0;
-`experiments/bench_conv.py` measures shapes like them again.
+`experiments/bench.py conv` measures shapes like them again.
 
 `convolve` and `correlate` are bilinear, and JAX is told so: the derivatives of a formulation, which only second-order
 derivatives need, are XLA's convolutions. Under vmap over both arguments they run one by one, or as what vmap makes of

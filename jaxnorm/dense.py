@@ -198,8 +198,9 @@ def _affine_bwd(options, residuals, g):
     if output is not None:
         g = _rectify(output, g)  # (4)
     dtype, rows = compute_dtype(x, kernel, bias), tuple(range(g.ndim - 1))
-    dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision)  # (3)
-    dkernel = dot(reshape(x, (*g.shape[:-1], kernel.shape[0])), g, (rows, rows), dtype, options.precision)
+    dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision, after=(None, g))  # (3)
+    x_rows = reshape(x, (*g.shape[:-1], kernel.shape[0]))
+    dkernel = dot(x_rows, g, (rows, rows), dtype, options.precision, after=(g, None))
     dbias = None if bias is None else cotangent_for(bias, cast(g, dtype))
     return cotangent_for(x, reshape(dx, x.shape)), cotangent_for(kernel, dkernel), dbias
 

@@ -43,6 +43,7 @@ from jaxnorm._axes import (
     as_mask,
     canonical_axes,
     cast,
+    cast_later,
     check_broadcastable,
     compute_dtype,
     cotangent_for,
@@ -230,7 +231,7 @@ def _backward(rule, residuals, g):
 
     mean, correction, rstd, count = (per_group(s) for s in residuals[1:5])
     dtype, mask = rstd.dtype, None if where is None else reshape(where, rule.where_view)
-    x, g = (cast(reshape(a, rule.view), dtype) for a in (residuals.x, g))
+    x, g = cast_later(reshape(residuals.x, rule.view), dtype, after=g), cast(reshape(g, rule.view), dtype)
     mean, correction = (jnp.zeros_like(rstd) if s is None else cast(s, dtype) for s in (mean, correction))
 
     def weighted(value: jax.Array, power: float = 1) -> jax.Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxnorm._axes import cast
+from jaxnorm._axes import cast, cast_later
 from jaxnorm._conv_plans import forward, kernel_gradient
 from jaxnorm._conv_plans.geometry import Geometry, Pairs, channels_last, dilated, flipped, transposed_kernel
 
@@ -77,16 +77,17 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
 # --- as JAX sees them -----------------------------------------------------------------------------------------------
 
 
-def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool) -> Formulation:
+def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool, kept: bool) -> Formulation:
     """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
 
-    `batch_folds` says that the first argument's axis 0 and the result's are one batch.
+    `batch_folds` says that the first argument's axis 0 and the result's are one batch; `kept`, that it is a residual.
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # eager calls compile it once
     def compiled(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
         def widened(a: jax.Array, b: jax.Array) -> jax.Array:  # as XLA does on CPU, but once
-            return on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
+            a = cast_later(a, geometry.dtype, after=b) if kept else cast(a, geometry.dtype)
+            return on_cpu(geometry, a, cast(b, geometry.dtype))
 
         return lax.platform_dependent(a, b, cpu=widened, default=functools.partial(elsewhere, geometry))
 
@@ -123,8 +124,8 @@ def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool) ->
     return call
 
 
-_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, batch_folds=True)
-_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, batch_folds=False)
+_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, batch_folds=True, kept=False)
+_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, batch_folds=False, kept=True)
 
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -248,6 +248,7 @@ PLANTS = [
 ]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
 def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant):
     rule = plant.make(plant.wrong)
@@ -259,6 +260,7 @@ def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant)
         report.raise_if_failed()
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", [p for p in PLANTS if p.alone], ids=str)
 def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
     report = check_vjp(plant.make(plant.wrong), *plant.args(0))
@@ -268,6 +270,7 @@ def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
 MAKERS = {plant.make: plant for plant in PLANTS if plant.wrong != "element"}.values()
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", MAKERS, ids=lambda plant: plant.make.__name__)
 def test_right_rules_are_accepted_over_100_seeds(plant: Plant):
     rule = plant.make()

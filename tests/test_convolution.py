@@ -161,11 +161,9 @@ def conv_by_taps(x, kernel, padding, strides=1, input_dilation=1, kernel_dilatio
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 2e-5), (jnp.float64, 1e-10)])
-def test_cropping_paddings_match_sums_over_taps(dtype, tolerance):
+def test_cropping_paddings_match_sums_over_taps():
     """Against sums, not lax alone: for a low padding below 0 in float32, jax 0.10 reads past the array on CPU."""
-
-    cases = []
+    cases, dtype = [], jnp.float32
     for shapes, padding, options in CROPPED:
         funs = [functools.partial(f, padding=padding, **options) for f in (conv_by_taps, jn.conv, reference.conv)]
         arrays = [normal(*s, dtype=dtype) for s in shapes]
@@ -176,8 +174,8 @@ def test_cropping_paddings_match_sums_over_taps(dtype, tolerance):
         return [[value_and_cotangents(f, *a) for f in funs] for (funs, _), a in zip(cases, arrays, strict=True)]
 
     for truth, ours, theirs in results([arrays for _, arrays in cases]):
-        assert_same(ours, truth, tolerance)
-        assert_same(theirs, truth, tolerance)
+        assert_same(ours, truth, 2e-5)
+        assert_same(theirs, truth, 2e-5)
 
 
 @pytest.mark.parametrize("stride, window", list(itertools.product((1, 2, 3), (1, 2, 3, 4))))

@@ -1,6 +1,7 @@
 """Every public rule by the library's own checker, over the whole table of cases."""
 
 import jax.numpy as jnp
+import pytest
 from support import CASES, CHOSEN, is_float, over
 
 import jaxnorm as jn
@@ -9,17 +10,23 @@ from jaxnorm.check import check_vjp
 from jaxnorm.check._library import check_case
 
 
-@over(CASES)
+@over(CHOSEN)
 def test_rule(case: Case):
     """Values, cotangents, transformations and second derivatives in float64; low precisions against autodiff's."""
-    if case in CHOSEN:
-        report = check_case(case, dtypes=(jnp.float32, jnp.bfloat16, jnp.float16))
-    else:  # the other checks differ by rule, not by option; a mask takes its own way through vmap
-        masked = ["transforms"] if "where" in case.args else []
-        report = check_case(case, checks=["precision", "second order", *masked])
-    report.raise_if_failed()
+    half = [] if case.label.startswith("everything") else [jnp.float16]
+    check_case(case, dtypes=[jnp.float32, jnp.bfloat16, *half]).raise_if_failed()
 
 
+@pytest.mark.usefixtures("quick_compilation")
+@over([case for case in CASES if case not in CHOSEN])
+def test_options(case: Case):
+    """Of the same rules: what differs by option. A mask takes its own way through vmap."""
+    masked = ["transforms"] if "where" in case.args else []
+    checks = ["precision", "second order", *masked]
+    check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()  # computed in float32
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @over(CHOSEN)
 def test_gradients_against_central_differences(case: Case):
     """Not against the twin: of the function alone."""

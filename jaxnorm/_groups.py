@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._axes import AxisName, reshape
+from jaxnorm._axes import AxisName, cast, reshape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,17 +117,27 @@ def _columns(rule: Rule) -> list[list[int]]:
 
 
 def in_columns(rule: Rule, values: jax.Array) -> jax.Array:
-    """`values` of the rule's view, or 1 along some of its axes, in the columns' view."""
-    return reshape(values, tuple(math.prod(values.shape[a] for a in part) for part in _columns(rule)))
+    """`values` of the rule's view, or 1 along some of its axes, in the columns' view, or 1 along some of that one's."""
+    shape = list(values.shape)
+    for part in _columns(rule):
+        if any(shape[a] != 1 for a in part):
+            shape[part[0] : part[-1] + 1] = rule.view[part[0] : part[-1] + 1]
+    wide = jnp.broadcast_to(values, shape)
+    return reshape(wide, tuple(math.prod(shape[a] for a in part) for part in _columns(rule)))
 
 
-def for_columns(rule: Rule, statistic: jax.Array) -> jax.Array:
-    """A number for each group, repeated for each of its columns."""
-    shared, rest = shared_axes(rule)
-    if not shared:
-        return statistic
-    shape = [s if a in rest else statistic.shape[a] for a, s in enumerate(rule.view)]
-    return in_columns(rule, jnp.broadcast_to(statistic, shape))
+def written_out(rule: Rule, statistic: jax.Array) -> jax.Array:
+    """A number for each group in columns, on a CPU as an array of its own where several columns share a group.
+
+    An elementwise pass would find each element's group by a division, and add nothing up in vector registers. XLA puts
+    no division into such a pass, since it would be computed again for each element: so this divides, by a 1 that XLA
+    cannot foresee (a 256th of the number of bits that are set is 0).
+    """
+    columns = in_columns(rule, statistic)
+    if rule.sample == 1 or columns.size == statistic.size:
+        return columns
+    bits = lax.bitcast_convert_type(lax.stop_gradient(columns), f"uint{8 * columns.dtype.itemsize}")
+    return columns / (1 + cast(lax.population_count(bits) // 256, columns.dtype))
 
 
 def over_shared(rule: Rule, values: jax.Array) -> jax.Array:

@@ -53,7 +53,16 @@ from jaxnorm._axes import (
     static_float,
     static_int,
 )
-from jaxnorm._groups import Rule, by_platform, for_columns, in_columns, over_shared, own, reduced, shared_axes
+from jaxnorm._groups import (
+    Rule,
+    by_platform,
+    in_columns,
+    over_shared,
+    own,
+    reduced,
+    shared_axes,
+    written_out,
+)
 
 
 class Residuals(NamedTuple):
@@ -208,11 +217,12 @@ def _forward(rule, x, scale, bias, where, given):
     else:
         mean, variance = (reshape(cast(statistic, dtype), reduced(rule, rule.view)) for statistic in given)
         moments, correction, count, rstd = None, None, None, _rstd(variance, rule.epsilon)
-    y = _x_hat(rule, x, mean, correction, rstd, where)
+    centre, remainder = (None if s is None else written_out(rule, s) for s in (mean, correction))
+    y = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
     if scale is not None:
-        y = y * cast(reshape(scale, rule.scale_view), dtype)  # (2)
+        y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))  # (2)
     if bias is not None:
-        y = y + cast(reshape(bias, rule.bias_view), dtype)
+        y = y + in_columns(rule, cast(reshape(bias, rule.bias_view), dtype))
 
     def flat(statistic: jax.Array | None) -> Any:
         return None if statistic is None else reshape(statistic, (statistic.size,))
@@ -245,12 +255,12 @@ def _backward(rule, residuals, g):
     shared, rest = shared_axes(rule)
     if shared:
         over_g = over_shared(rule, in_columns(rule, g))
-        centred = in_columns(rule, x) + own(for_columns(rule, mean), -1)
+        centred = in_columns(rule, x) + own(in_columns(rule, mean), -1)
         over_g_x_hat = over_shared(rule, in_columns(rule, g) * centred)
         over_g_x_hat = jnp.where(rstd == 0, 0, (over_g_x_hat - over_g * correction) * rstd)
         s1, s2 = (jnp.sum(weighted(s), axis=rest, keepdims=True) for s in (over_g_x_hat, over_g))
     else:
-        over_g, over_g_x_hat = g, g * _x_hat(rule, x + x, own(mean, 2), own(correction, 2), own(rstd, 0.5), where)
+        over_g, over_g_x_hat = g, g * _x_hat(x + x, own(mean, 2), own(correction, 2), own(rstd, 0.5), where)
         s2 = jnp.sum(weighted(g, 2), axis=rest, keepdims=True)
         s1 = jnp.sum(weighted(g * (x + own(mean, -1)), 0.5), axis=rest, keepdims=True)
         s1, s2 = (s1, s2) if scale is None else (2 * s1, s2 / 2)
@@ -258,18 +268,21 @@ def _backward(rule, residuals, g):
     dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
     dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
 
-    g_hat = weighted(g)
+    g_hat = in_columns(rule, g)
+    if scale is not None:
+        g_hat = g_hat * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
     if count is not None and rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
-        g_hat = jnp.zeros_like(g)  # a lone element is its mean
+        g_hat = jnp.zeros_like(g_hat)  # a lone element is its mean
     elif count is not None:
         if rule.axis_name is not None:
             s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), s2)
         # x_hat s1 / (n - ddof) + s2 / n, with what is constant in a group put together first
         slope = rstd * (s1 / jnp.maximum(count - rule.ddof, 1))
-        level = s2 / jnp.maximum(count, 1) - slope * correction if rule.use_mean else 0
-        feedback = (x - mean) * slope + level
+        level = s2 / jnp.maximum(count, 1) - slope * correction if rule.use_mean else jnp.zeros_like(slope)
+        feedback = (in_columns(rule, x) - written_out(rule, mean)) * written_out(rule, slope) + written_out(rule, level)
         g_hat = g_hat - (feedback if mask is None else jnp.where(mask & (rstd > 0), feedback, 0))
-    return cotangent_for(residuals.x, reshape(rstd * g_hat, residuals.x.shape)), dscale, dbias  # (4)
+    dx = written_out(rule, rstd) * g_hat  # (4)
+    return cotangent_for(residuals.x, reshape(dx, residuals.x.shape)), dscale, dbias
 
 
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:
@@ -291,7 +304,7 @@ def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tu
     # Both sums are about a pivot within 4 standard deviations of the mean, so that neither waits for the other. What
     # cancels is at most 16 times the variance, and usually nothing: the pivot is then as good as the mean.
     pivot = _pivot(rule, x, mask)
-    about = for_columns(rule, pivot)
+    about = in_columns(rule, pivot)
     shift = total(columns - about) / n
     squares = jnp.maximum(total(lax.square(columns + own(about, -1))) - n * shift * shift, 0)
     mean = pivot + shift
@@ -368,9 +381,9 @@ def _rstd(variance: jax.Array, epsilon: float) -> jax.Array:
     return jnp.where(v == 0, 0, lax.rsqrt(jnp.where(v == 0, 1, v)))
 
 
-def _x_hat(rule, x, mean, correction, rstd, where) -> jax.Array:
+def _x_hat(x, mean, correction, rstd, where) -> jax.Array:
     """x_hat of (2), computed anew from the input: nothing of x's size but x is kept."""
-    x_hat = cast(reshape(x, rule.view), rstd.dtype)
+    x_hat = cast(x, rstd.dtype)
     if mean is not None:
         x_hat = x_hat - mean
     if correction is not None:

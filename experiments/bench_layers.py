@@ -48,7 +48,7 @@ class Layers:
 
     def dense(self, name: str, x: jax.Array, features: int) -> jax.Array:
         """Affine layer over the last axis."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each library below has its own, and `loss` calls it
 
     def loss(self, name: str, x: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
         """The last layer's cross-entropy with integer labels."""

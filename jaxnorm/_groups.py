@@ -129,7 +129,7 @@ def in_columns(rule: Rule, values: jax.Array) -> jax.Array:
 def written_out(rule: Rule, statistic: jax.Array) -> jax.Array:
     """A number for each group in columns, on a CPU as an array of its own where several columns share a group.
 
-    Otherwise an elementwise pass looks each element's group up, a few channels at a time, and is half as fast. XLA puts
+    Otherwise an elementwise pass looks each element's group up, and group norm took 1.1 to 2.2 times as long. XLA puts
     no division into such a pass, where it would be computed again for each element: so this divides, by a 1 that XLA
     cannot foresee (a 256th of the number of bits that are set is 0).
     """

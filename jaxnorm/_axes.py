@@ -152,18 +152,23 @@ def cast_later(residual: jax.Array, dtype: Any, after: jax.Array) -> jax.Array:
 def _widened_after(x: jax.Array, after: jax.Array) -> jax.Array:
     """A bfloat16 number is the upper half of a float32: its bits, shifted by 16, which XLA sees no conversion in.
 
-    Of the cotangent's first number comes a 0 that XLA cannot foresee: a 256th of how many of its 32 bits are set.
+    The cotangent's first number decides by how far: by 0 more.
     """
     bits = lax.convert_element_type(lax.bitcast_convert_type(x, jnp.uint16), jnp.uint32)
     first = cast(lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ()), jnp.float32)
-    zero = lax.population_count(lax.bitcast_convert_type(first, jnp.uint32)) // 256
-    return lax.bitcast_convert_type(bits << (16 + zero), jnp.float32)
+    return lax.bitcast_convert_type(bits << (16 + unforeseen_zero(first)), jnp.float32)
 
 
 @_widened_after.defjvp
 def _(primals, tangents):
     y = _widened_after(*primals)
     return y, varying_like(cast(tangents[0], y.dtype), y)
+
+
+def unforeseen_zero(x: jax.Array) -> jax.Array:
+    """A 0 for each number that XLA has to compute: a 256th of how many of its bits, at most 64, are set."""
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), f"uint{8 * x.dtype.itemsize}")
+    return lax.population_count(bits) // 256
 
 
 def reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

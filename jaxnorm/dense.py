@@ -197,15 +197,34 @@ def _affine_bwd(options, residuals, g):
     x, kernel, bias, output = residuals
     if output is not None:
         g = _rectify(output, g)  # (4)
-    dtype, rows = compute_dtype(x, kernel, bias), tuple(range(g.ndim - 1))
+    dtype = compute_dtype(x, kernel, bias)
     dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision, after=(None, g))  # (3)
-    x_rows = reshape(x, (*g.shape[:-1], kernel.shape[0]))
-    dkernel = dot(x_rows, g, (rows, rows), dtype, options.precision, after=(g, None))
+    dkernel = _sum_over_rows(options, dtype, reshape(x, (*g.shape[:-1], kernel.shape[0])), g)
     dbias = None if bias is None else cotangent_for(bias, cast(g, dtype))
     return cotangent_for(x, reshape(dx, x.shape)), cotangent_for(kernel, dkernel), dbias
 
 
 _affine.defvjp(_affine_fwd, _affine_bwd)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sum_over_rows(options, dtype, x, g):
+    """The sum over all axes but the last of x and g, of which it makes a matrix: the kernel's gradient.
+
+    As matrices on a CPU, since XLA would transpose more axes away by a copy, which takes most of the time where x is
+    computed (4.2 ms of a ConvNeXt-like step's 58). Elsewhere the axes stay apart: each may be sharded on its own.
+    """
+
+    def product(x: jax.Array, g: jax.Array) -> jax.Array:
+        rows = tuple(range(g.ndim - 1))
+        return dot(x, g, (rows, rows), dtype, options.precision, after=(g, None))
+
+    def of_matrices(x: jax.Array, g: jax.Array) -> jax.Array:
+        return product(lax.collapse(x, 0, g.ndim - 1), lax.collapse(g, 0, g.ndim - 1))
+
+    if g.ndim <= 2:
+        return product(x, g)
+    return lax.platform_dependent(x, g, cpu=of_matrices, default=product)
 
 
 def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:

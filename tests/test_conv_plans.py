@@ -44,6 +44,11 @@ def apart(geometry):
     return fits and one_group(geometry) and {*geometry.strides, *geometry.kernel_dilation} == {1}
 
 
+def in_patches(geometry):
+    fits = all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True))
+    return fits and one_group(geometry) and undilated(geometry) and set(geometry.kernel_dilation) == {1}
+
+
 def phased(geometry):
     """The first dilated axis has stride 1."""
     axis = next((i for i, e in enumerate(geometry.input_dilation) if e > 1), None)
@@ -60,6 +65,7 @@ FORWARD = [
 ]
 KERNEL_GRADIENT = [
     (kernel_gradient.by_product, pointwise, False),
+    (kernel_gradient.by_patches, in_patches, False),
     (kernel_gradient.by_exchange, lambda geometry: True, True),
     (kernel_gradient.by_leading_taps, leading, True),
     (kernel_gradient.by_merged_groups, lambda geometry: True, True),
@@ -76,14 +82,17 @@ def convolutions(draw):
         return tuple(draw(st.integers(low, high)) for _ in range(space))
 
     strides, dilation = (1,) * space, (1,) * space
-    kind = draw(st.sampled_from(["plain", "strided", "dilated", "both"]))
+    window = draw(st.sampled_from([per_axis(1, 5 - space), (1,) * space]))
+    kind = draw(st.sampled_from(["plain", "strided", "patches", "dilated", "both"]))
     if kind in ("strided", "both"):
         strides = per_axis(1, 3)
+    if kind == "patches":
+        strides = tuple(k + draw(st.integers(0, 1)) for k in window)
     if kind in ("dilated", "both"):
         dilation = per_axis(1, 4)
     geometry = Geometry(
         input_size=per_axis(1, 8 - 2 * space + 2),
-        kernel_size=draw(st.sampled_from([per_axis(1, 5 - space), (1,) * space])),
+        kernel_size=window,
         strides=strides,
         padding=tuple((draw(st.integers(-2, 4)), draw(st.integers(-2, 4))) for _ in range(space)),
         input_dilation=dilation,
@@ -190,6 +199,7 @@ def test_the_transposed_geometry_is_the_input_gradient(convolution):
         ((2, 5, 5, 340), (3, 3, 10, 340), {"feature_group_count": 34, "strides": 2}),  # over groups
         ((1, 7, 6, 5, 4), (3, 3, 3, 2, 4), {"feature_group_count": 2, "strides": (2, 1, 2)}),
         ((2, 9, 9, 3), (4, 4, 3, 5), {"strides": 4, "padding": "VALID"}),  # patches, a row left over
+        ((2, 9, 7, 5, 3), (2, 2, 1, 3, 4), {"strides": (2, 3, 2)}),  # patches with gaps
     ],
 )
 def test_chosen_formulations_match_lax(x, kernel, options):

@@ -69,6 +69,9 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
         return kernel_gradient.by_merged_groups(geometry, x, g, _correlate_on_cpu)  # 400 to 1200 -> 2.5 to 5.5
     if math.prod(geometry.kernel_size) == 1:
         return kernel_gradient.by_product(geometry, x, g)  # 15 -> 4.3
+    apart = all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True))
+    if apart and set(geometry.kernel_dilation) == {1}:
+        return kernel_gradient.by_patches(geometry, x, g)  # 19 -> 9.5 (2x2 of 96 channels), 2.7 -> 1.8 (16x16 of 3)
     if geometry.space == 3:
         return kernel_gradient.by_leading_taps(geometry, x, g, _correlate_on_cpu)  # 12 -> 2.7
     return kernel_gradient.by_lax(geometry, x, g)

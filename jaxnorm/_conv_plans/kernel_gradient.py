@@ -64,6 +64,29 @@ def by_product(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.reshape(dkernel, (*geometry.kernel_size, x.shape[-1], g.shape[-1]))
 
 
+def by_patches(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """One group, no dilation, windows no longer than the strides s: the product of a matrix of patches and g.
+
+    Windows that do not meet cut x into blocks of s, whose first K entries they are: moved to the front, these are the
+    rows of the kernel.
+    """
+    space, window, lengths = geometry.space, geometry.kernel_size, geometry.output_size
+    axes = zip(geometry.padding, lengths, geometry.strides, geometry.input_size, strict=True)
+    ends = [(low, t * s - low - size, 0) for (low, _), t, s, size in axes]
+    blocks = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    split = [n for pair in zip(lengths, geometry.strides, strict=True) for n in pair]
+    blocks = lax.reshape(blocks, (x.shape[0], *split, x.shape[-1]))
+    for axis, size in enumerate(window):
+        blocks = lax.slice_in_dim(blocks, 0, size, axis=2 * axis + 2)
+    taps, places = range(2, 2 * space + 1, 2), range(1, 2 * space, 2)
+    patches = lax.transpose(blocks, (*taps, 2 * space + 1, 0, *places))
+    dkernel = lax.dot(
+        lax.reshape(patches, (math.prod(window) * x.shape[-1], math.prod(g.shape[:-1]))),
+        lax.collapse(g, 0, g.ndim - 1), precision=geometry.precision, preferred_element_type=geometry.dtype,
+    )  # fmt: skip
+    return lax.reshape(dkernel, (*window, x.shape[-1], g.shape[-1]))
+
+
 def by_exchange(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: Correlate) -> jax.Array:
     """Any geometry: x and g exchanged, which also exchanges stride and input dilation.
 

@@ -35,6 +35,7 @@ class Rule:
     use_mean: bool = True
     ddof: int = 0
     axis_name: AxisName = None
+    with_moments: bool = False  # whether the statistics are returned, for running averages
     sample: int = 1  # the mean of one element in so many is near enough to the mean to start from
 
 
@@ -80,6 +81,17 @@ def merged(rule: Rule) -> Rule:
         where_view=view(rule.where_view),
         sample=16,
     )
+
+
+def in_one_pass(rule: Rule, dtype: Any) -> bool:
+    """Whether XLA's CPU backend is to read x once for its output: into sums over groups that lie together in memory.
+
+    Then a YNNPACK fusion takes the sums and the elementwise arithmetic around them, group by group. It has no selection
+    (by a mask, of an epsilon of 0), no float64 and one result, and takes longer where groups interleave.
+    """
+    together = all(a + 1 == b for a, b in itertools.pairwise(rule.axes)) and 0 not in rule.axes
+    plain = not rule.where_view and rule.axis_name is None and not rule.with_moments and dtype == jnp.float32
+    return rule.sample > 1 and together and plain and rule.epsilon > float(jnp.finfo(dtype).tiny) and 0 not in rule.view
 
 
 def reduced(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:

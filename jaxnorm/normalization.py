@@ -57,6 +57,7 @@ from jaxnorm._groups import (
     Rule,
     by_platform,
     in_columns,
+    in_one_pass,
     over_shared,
     own,
     reduced,
@@ -189,7 +190,7 @@ def check_ddof(name: str, ddof: int, size: int, rule: Rule) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalize(rule, x, scale, bias, where, given):
-    return _normalize_fwd(rule, x, scale, bias, where, given)[0]
+    return by_platform(_output, rule, x, scale, bias, where, given)
 
 
 def _normalize_fwd(rule, x, scale, bias, where, given):
@@ -206,6 +207,29 @@ def _normalize_bwd(rule, residuals, cotangents):
 _normalize.defvjp(_normalize_fwd, _normalize_bwd)
 
 
+def _output(rule, x, scale, bias, where, given):
+    """What `_forward` returns where nothing is differentiated, and so no statistic is wanted."""
+    dtype = compute_dtype(x, scale, bias)
+    if given is not None or not in_one_pass(rule, dtype):
+        return _forward(rule, x, scale, bias, where, given)[:2]
+    n = math.prod(rule.view[a] for a in rule.axes)
+
+    def mean(values: jax.Array) -> jax.Array:
+        return jnp.sum(values, axis=rule.axes, keepdims=True) / n
+
+    y = cast(reshape(x, rule.view), dtype)
+    if rule.use_mean:
+        # The deviations from a rounded mean, whose own mean is what rounding and summing cost it.
+        y = y - mean(y)
+        remainder = mean(y)
+        variance = jnp.maximum(mean(y * y) - remainder * remainder, 0) * (n / (n - rule.ddof))  # (1)
+        y = y - remainder
+    else:
+        variance = mean(y * y)
+    x_hat = in_columns(rule, y * lax.rsqrt(variance + rule.epsilon))
+    return _scaled(rule, x_hat, x, scale, bias), None
+
+
 def _forward(rule, x, scale, bias, where, given):
     dtype = compute_dtype(x, scale, bias, *(given or ()))
     mask = None if where is None else reshape(where, rule.where_view)
@@ -218,17 +242,23 @@ def _forward(rule, x, scale, bias, where, given):
         mean, variance = (reshape(cast(statistic, dtype), reduced(rule, rule.view)) for statistic in given)
         moments, correction, count, rstd = None, None, None, _rstd(variance, rule.epsilon)
     centre, remainder = (None if s is None else written_out(rule, s) for s in (mean, correction))
-    y = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
-    if scale is not None:
-        y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))  # (2)
-    if bias is not None:
-        y = y + in_columns(rule, cast(reshape(bias, rule.bias_view), dtype))
+    x_hat = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
 
     def flat(statistic: jax.Array | None) -> Any:
         return None if statistic is None else reshape(statistic, (statistic.size,))
 
-    moments = None if moments is None else Moments(*(flat(m) for m in moments))
-    return reshape(cast(y, x.dtype), x.shape), moments, [flat(s) for s in (mean, correction, rstd, count)]
+    wanted = Moments(*(flat(m) for m in moments)) if moments and rule.with_moments else None
+    return _scaled(rule, x_hat, x, scale, bias), wanted, [flat(s) for s in (mean, correction, rstd, count)]
+
+
+def _scaled(rule: Rule, x_hat: jax.Array, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    """The output from x_hat, which is in columns: equation (2)."""
+    y = x_hat
+    if scale is not None:
+        y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), y.dtype))
+    if bias is not None:
+        y = y + in_columns(rule, cast(reshape(bias, rule.bias_view), y.dtype))
+    return reshape(cast(y, x.dtype), x.shape)
 
 
 def _backward(rule, residuals, g):

@@ -326,7 +326,7 @@ def batch_norm(
     running_ddof = static_int("running_ddof", running_ddof, minimum=0)
     view = tuple(s if a == axis else 1 for a, s in enumerate(x.shape))
     where_view = () if where is None else expand_rank(where.shape, x.ndim)
-    rule = Rule(x.shape, axes, view, view, where_view, epsilon, True, ddof, axis_name)
+    rule = Rule(x.shape, axes, view, view, where_view, epsilon, True, ddof, axis_name, with_moments=training)
     if not training:
         if old is None:
             raise ValueError("stats must be given with training=False, got None")

@@ -8,8 +8,8 @@ A row of norms pulls a random cotangent back through `y = norm(x, scale, bias)`,
 
 The floor is an elementwise kernel that reads x and g and writes two arrays like them; of a step, the same step with
 `x * scale + bias` for the norm. A row of losses returns the losses and the logits' gradient; its floor reads the logits
-and writes an array like them. The floor of the linear cross-entropy is its three matrix products at the measured rate
-of a large one.
+and writes an array like them (two of each for the log-softmax). The floor of the linear cross-entropy is its three
+matrix products at the measured rate of a large one.
 """
 
 import functools
@@ -129,11 +129,15 @@ def norm_cases(runs: Sequence[tuple[str, str]]) -> Iterator[Case]:
 
 def loss_sides(kind: str, rows: int, classes: int, dtype: Any, rivals: Sequence[str]) -> Sides:
     """Both passes of a loss on every side."""
-    logits, g = normal((rows, classes), 0, dtype), normal((rows,), 1, jnp.float32)
-    labels = jnp.asarray(np.random.default_rng(2).integers(0, classes, rows), jnp.int32)
+    logits = normal((rows, classes), 0, dtype)
+    if kind == "dense cross-entropy":
+        labels = jax.nn.softmax(normal((rows, classes), 2, jnp.float32)).astype(dtype)
+    else:
+        labels = jnp.asarray(np.random.default_rng(2).integers(0, classes, rows), jnp.int32)
     functions = {"jaxnorm": HAND_LOSSES[kind]} | {
         name: LOSSES[name][kind] for name in rivals if kind in LOSSES.get(name, {})
     }
+    g = normal(jax.eval_shape(LOSSES["plain"][kind], logits, labels).shape, 1, jnp.float32)
     calls: dict[str, Call] = {}
     programs = {}
     for name, function in functions.items():
@@ -143,8 +147,11 @@ def loss_sides(kind: str, rows: int, classes: int, dtype: Any, rivals: Sequence[
         calls["torch"] = bench_torch.pulled_back(bench_torch.loss(kind), [logits], g, [labels])
     truth = jax.jit(functools.partial(both_passes, LOSSES["plain"][kind]))
     expected = truth([logits.astype(jnp.float32)], g, labels)
-    floor = floor_of((logits, logits.dtype))
-    return Sides(calls | {"floor": floor}, expected, TOLERANCES[str(logits.dtype)], programs, 2 * logits.nbytes)
+    moved = [(a, a.dtype) for a in (logits, g)[: g.ndim]]
+    floor = floor_of(*moved)
+    return Sides(
+        calls | {"floor": floor}, expected, TOLERANCES[str(logits.dtype)], programs, 2 * sum(a.nbytes for a, _ in moved)
+    )
 
 
 def linear_sides(tokens: int, width: int, vocabulary: int, dtype: Any, rivals: Sequence[str]) -> Sides:

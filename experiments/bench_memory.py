@@ -45,8 +45,8 @@ def kept_rows(size: str, dtype: str, rivals: Sequence[str]) -> Iterator[dict[str
         functions = {"jaxnorm": hand_norm(norm)} | {name: NORMS[name](norm) for name in rivals if name in NORMS}
         yield row(f"{kind} norm", functions, array(norm.shape), *parameters)
     rows, classes = LOSS_SHAPES[size][1]
-    labels = array((rows,), jnp.int32)
     for kind, ours in HAND_LOSSES.items():
+        labels = array((rows, classes)) if kind == "dense cross-entropy" else array((rows,), jnp.int32)
         functions = {"jaxnorm": ours} | {r: LOSSES[r][kind] for r in rivals if kind in LOSSES.get(r, {})}
         yield row(f"{kind}, C = {classes}", functions, array((rows, classes)), closed=[labels])
     tokens, width, vocabulary = LINEAR_SHAPES[size]

@@ -191,6 +191,14 @@ def _plain_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
 
 
+def _plain_dense_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return -jnp.sum(labels * jax.nn.log_softmax(logits), -1)
+
+
+def _plain_log_softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(logits)
+
+
 def _plain_svm(scores: jax.Array, labels: jax.Array) -> jax.Array:
     margins = jnp.maximum(scores - jnp.take_along_axis(scores, labels[:, None], 1) + 1, 0)
     return margins.sum(-1) - 1  # the label's own margin is 1
@@ -204,14 +212,23 @@ def _plain_hinge(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
 HAND_LOSSES: dict[str, Function] = {
     "cross-entropy": lambda *args: jnp.asarray(jn.softmax_cross_entropy_with_integer_labels(*args)),
+    "dense cross-entropy": jn.softmax_cross_entropy,
+    "log-softmax": lambda logits, labels: jn.log_softmax(logits),
     "SVM": jn.multiclass_svm_loss,
     "hinge": jn.multiclass_hinge_loss,
 }
 LOSSES: dict[str, dict[str, Function]] = {
-    "plain": {"cross-entropy": _plain_cross_entropy, "SVM": _plain_svm, "hinge": _plain_hinge}
+    "plain": {
+        "cross-entropy": _plain_cross_entropy,
+        "dense cross-entropy": _plain_dense_cross_entropy,
+        "log-softmax": _plain_log_softmax,
+        "SVM": _plain_svm,
+        "hinge": _plain_hinge,
+    }
 }
 if optax:
     LOSSES["optax"] = {
         "cross-entropy": optax.softmax_cross_entropy_with_integer_labels,
+        "dense cross-entropy": optax.softmax_cross_entropy,
         "hinge": optax.losses.multiclass_hinge_loss,
     }

@@ -77,6 +77,10 @@ def loss(kind: str) -> Callable[..., Any]:
     functional = torch.nn.functional
 
     def function(logits: Any, labels: Any) -> Any:
+        if kind == "log-softmax":
+            return functional.log_softmax(logits, -1)
+        if kind == "dense cross-entropy":
+            return functional.cross_entropy(logits, labels, reduction="none").float()
         if kind == "cross-entropy":
             return functional.cross_entropy(logits, labels.long(), reduction="none").float()
         # It divides by the number of classes, and on the CPU it has no bfloat16.

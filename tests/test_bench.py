@@ -69,7 +69,7 @@ def test_the_command_measures_draws_and_writes(tmp_path: Path, monkeypatch: pyte
     assert json.loads(path.read_text()) == json.loads(json.dumps({"train": "kept"} | found))
     assert (tmp_path / f"{jax.default_backend()}_losses.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     rows = found["losses"]["rows"]["losses"]
-    assert [row["name"] for row in rows] == ["cross-entropy, C = 10", "linear, V = 11"]
+    assert [row["name"] for row in rows] == ["cross-entropy, C = 10", "dense cross-entropy, C = 10", "linear, V = 11"]
     assert all(row["ratio"]["plain"][1] > 0 and row["ratio"]["floor"][1] > 0 for row in rows)
     machine = found["losses"]["machine"]
     assert machine["versions"]["jax"] == jax.__version__ and machine["cores"] and "environment" in machine

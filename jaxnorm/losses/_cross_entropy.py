@@ -19,9 +19,10 @@ Integer labels with class weights w and smoothing a over the n unmasked classes 
 
 Dense labels: at a leader k (2) would cancel. With U and V the sums of t over the others and over the leaders,
 
-    T e_k - t_k total = U e_k - t_k S + (V e_k - t_k E)                                                              (7)
+    T e_k - t_k total = U e_k - t_k S + V (e_k - 1) - t_k (E - 1) + (V - t_k)                                        (7)
 
-where the bracket is exactly 0 if k leads alone.
+where e_k = 1, and if k leads alone E = 1 and V = t_k: what follows the first two terms is 0 then, whatever digits V
+lost as the difference of T and U.
 
 A soft cap, l = cap tanh(z / cap), multiplies the gradient by
 
@@ -75,8 +76,8 @@ class DenseResiduals(NamedTuple):
     labels: jax.Array  # the input, as it came
     where: jax.Array | None  # the mask itself
     sums: _rows.Leaders  # c, S, E: per row, float32 or float64
+    label_total: jax.Array  # T, per row
     label_others: jax.Array  # U, per row
-    label_leading: jax.Array  # V, per row
 
 
 class IntegerResiduals(NamedTuple):
@@ -234,31 +235,32 @@ def _class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axi
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(options, logits, labels, where):
-    return _dense_fwd(options, logits, labels, where)[0]
+    return _dense_fwd(options, logits, labels, where, _rows.log_total_in_one_pass)[0]
 
 
-def _dense_fwd(options, logits, labels, where):
+def _dense_fwd(options, logits, labels, where, log_total=_rows.log_total):
     l, t = _dense_rows(options, logits, labels, where)
     axes = (options.axis,)
-    sums = _rows.leaders(l, axes)
-    leads = l == sums.shift
+    sums = _rows.leaders(l, _rows.shift_of(l, axes), axes)
     possible = _rows.keep(t, _mask_view(where, t.ndim))  # a masked class adds +inf or nothing, and no gradient
-    label_others = jnp.sum(jnp.where(leads, 0, possible), axis=axes, keepdims=True)
-    label_leading = jnp.sum(jnp.where(leads, possible, 0), axis=axes, keepdims=True)
-    log_total = _rows.log_total(sums.others, sums.leading)
+    of_leaders = possible * jnp.floor(jnp.exp(l - sums.shift))
+    parts = (possible, possible - of_leaders)
+    label_total, label_others = (jnp.sum(part, axis=axes, keepdims=True) for part in parts)
     loss = jnp.sum(_rows.times(t, sums.shift - l), axis=axes, keepdims=True)  # (1)
-    loss = jnp.squeeze(loss + (label_others + label_leading) * log_total, axes)
-    return cast(loss, compute_dtype(logits)), DenseResiduals(logits, labels, where, sums, label_others, label_leading)
+    loss = jnp.squeeze(loss + label_total * log_total(sums.others, sums.leading), axes)
+    return cast(loss, compute_dtype(logits)), DenseResiduals(logits, labels, where, sums, label_total, label_others)
 
 
 def _dense_bwd(options, residuals, g):
-    logits, labels, where, (shift, others, leading), label_others, label_leading = residuals
+    logits, labels, where, (shift, others, leading), label_total, label_others = residuals
     l, t = _dense_rows(options, logits, labels, where)
     g, total = jnp.expand_dims(cast(g, l.dtype), options.axis), others + leading
-    e, leads = jnp.exp(l - shift), l == shift
-    at_leader = label_others * e - t * others + (label_leading * e - t * leading)  # (7)
-    elsewhere = (label_others + label_leading) * e - t * total
-    dlogits = (g * _rows.reciprocal(total)) * jnp.where(leads, at_leader, elsewhere)  # (2)
+    e = jnp.exp(l - shift)
+    label_leading, alone = label_total - label_others, leading == 1
+    at_leader = label_others * e - t * others + (label_leading * (e - 1) - t * (leading - 1))
+    at_leader = at_leader + jnp.where(alone, 0, label_leading - t)  # (7)
+    elsewhere = label_total * e - t * total
+    dlogits = (g * _rows.reciprocal(total)) * jnp.where(e == 1, at_leader, elsewhere)  # (2)
     dlogits = cotangent_for(logits, _rows.keep(dlogits, _mask_view(where, l.ndim)))
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return dlogits, None, None

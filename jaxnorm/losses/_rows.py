@@ -59,18 +59,36 @@ def shift_of(logits: jax.Array, axes: Axes) -> jax.Array:
     return jnp.where(largest == -jnp.inf, 0, largest)
 
 
-def leaders(logits: jax.Array, axes: Axes) -> Leaders:
-    """The sums of (2), with the leaders for k."""
-    shift = shift_of(logits, axes)
-    e, leads = jnp.exp(logits - shift), logits == shift
-    others = jnp.sum(jnp.where(leads, 0, e), axis=axes, keepdims=True)
-    return Leaders(shift, others, jnp.sum(jnp.where(leads, e, 0), axis=axes, keepdims=True))
+def finite_shift_of(logits: jax.Array, axes: Axes) -> jax.Array:
+    """c of (1), without derivative, and the lowest number for a row without classes.
+
+    XLA's CPU backend takes a function of a row that has no select, sums and all, in one pass (a YNNPACK fusion): for
+    results of x's size where nothing else is kept. (Where more is kept, that fusion would write out what is shared.)
+    """
+    largest = lax.stop_gradient(jnp.max(logits, axis=axes, keepdims=True, initial=-jnp.inf))
+    return jnp.maximum(largest, jnp.finfo(logits.dtype).min)
+
+
+def leaders(logits: jax.Array, shift: jax.Array, axes: Axes) -> Leaders:
+    """The sums of (2), with the leaders for k: classes less than a rounding away from c lead too, since their e is 1.
+
+    A select in place of the floor would be written out by XLA's CPU backend before it takes a sum. Of the derivative of
+    a leader's e all is in S and nothing in E; every equation takes their sum.
+    """
+    e = jnp.exp(logits - shift)
+    leads = jnp.floor(e)
+    return Leaders(shift, *(jnp.sum(part, axis=axes, keepdims=True) for part in (e - leads, leads)))
 
 
 def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:
     """log(total) by (2); 0 for a row without classes."""
     empty = others + e_k == 0
     return jnp.log1p(jnp.where(empty, 0, others + (e_k - 1)))
+
+
+def log_total_in_one_pass(others: jax.Array, e_k: jax.Array) -> jax.Array:
+    """`log_total` without a select, see `finite_shift_of`, and so with a wrong derivative where S is 0."""
+    return jnp.log1p(jnp.maximum(others + (e_k - 1), 0))
 
 
 def reciprocal(total: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ from jaxnorm._axes import (
     expand_rank,
     reshape,
 )
-from jaxnorm.losses._rows import keep, leaders, log_total, masked, reciprocal, shift_of
+from jaxnorm.losses._rows import finite_shift_of, keep, leaders, log_total, log_total_in_one_pass, masked, shift_of
 
 
 class SoftmaxResiduals(NamedTuple):
@@ -134,8 +134,9 @@ def _softmax(axes, x, where):
 
 def _softmax_fwd(axes, x, where):
     logits, _ = _classes(x, where)
-    e = jnp.exp(logits - shift_of(logits, axes))
-    y = cast(e * reciprocal(jnp.sum(e, axis=axes, keepdims=True)), x.dtype)  # (1)
+    e = jnp.exp(logits - finite_shift_of(logits, axes))
+    total = jnp.sum(e, axis=axes, keepdims=True)
+    y = cast(e / jnp.maximum(total, 0.5), x.dtype)  # (1): a total is at least 1, or 0 for a row without classes
     return y, SoftmaxResiduals(y, where)
 
 
@@ -151,12 +152,14 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_softmax(axes, x, where):
-    return _log_softmax_fwd(axes, x, where)[0]
+    logits, _ = _classes(x, where)
+    shift, others, leading = leaders(logits, finite_shift_of(logits, axes), axes)
+    return cast((logits - shift) - log_total_in_one_pass(others, leading), x.dtype)  # (1)
 
 
 def _log_softmax_fwd(axes, x, where):
     logits, _ = _classes(x, where)
-    shift, others, leading = leaders(logits, axes)
+    shift, others, leading = leaders(logits, shift_of(logits, axes), axes)
     y = cast((logits - shift) - log_total(others, leading), x.dtype)  # (1)
     return y, LogSoftmaxResiduals(x, shift, others + leading, where)
 
@@ -164,8 +167,9 @@ def _log_softmax_fwd(axes, x, where):
 def _log_softmax_bwd(axes, residuals, g):
     logits, where = _classes(residuals.x, residuals.where)
     g = keep(cast(g, logits.dtype), where)
-    p = jnp.exp(logits - residuals.shift) * reciprocal(residuals.total)
-    dx = g - p * jnp.sum(g, axis=axes, keepdims=True)  # (3)
+    # For a row without classes a select is due; it also keeps what follows, with its select, out of the sum's fusion.
+    of_e = jnp.where(residuals.total == 0, 0, jnp.sum(g, axis=axes, keepdims=True) / residuals.total)
+    dx = g - jnp.exp(logits - residuals.shift) * of_e  # (3)
     return cotangent_for(residuals.x, jnp.where(logits == -jnp.inf, 0, dx)), None
 
 

@@ -46,9 +46,12 @@ def kept_rows(size: str, dtype: str, rivals: Sequence[str]) -> Iterator[dict[str
         yield row(f"{kind} norm", functions, array(norm.shape), *parameters)
     rows, classes = LOSS_SHAPES[size][1]
     for kind, ours in HAND_LOSSES.items():
-        labels = array((rows, classes)) if kind == "dense cross-entropy" else array((rows,), jnp.int32)
         functions = {"jaxnorm": ours} | {r: LOSSES[r][kind] for r in rivals if kind in LOSSES.get(r, {})}
-        yield row(f"{kind}, C = {classes}", functions, array((rows, classes)), closed=[labels])
+        name, logits = f"{kind}, C = {classes}", array((rows, classes))
+        if kind == "dense cross-entropy":  # labels of which a gradient may be asked
+            yield row(name, functions, logits, logits)
+        else:
+            yield row(name, functions, logits, closed=[array((rows,), jnp.int32)])
     tokens, width, vocabulary = LINEAR_SHAPES[size]
     functions = {"jaxnorm": lambda *a: jnp.asarray(jn.linear_softmax_cross_entropy(*a))}
     for name in rivals:

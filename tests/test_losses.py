@@ -1,5 +1,7 @@
 """Softmax and losses: digits of confident predictions, masks and infinities, labels, peers, what is kept, errors."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +215,17 @@ def test_hinge_kinks_and_ties():
     for loss in (jn.multiclass_svm_loss, jn.multiclass_hinge_loss):
         assert loss(jnp.ones((2, 1)), jnp.zeros(2, int)).tolist() == [0, 0]
         assert np.isnan(loss(jnp.array([[1.0, jnp.nan]]), label)).all()
+
+
+@pytest.mark.parametrize("rows", [2, 8192])
+def test_nan_fills_its_row(rows):
+    """Of many rows XLA's CPU backend makes fusions in which a maximum would lose it."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 16)), jnp.float32).at[1, 3].set(jnp.nan)
+    dense = partial(jn.softmax_cross_entropy, labels=jnp.full(x.shape, 1 / 16))
+    for function in (jn.softmax, jn.log_softmax, dense, partial(INTEGER, labels=jnp.zeros(rows, int))):
+        for call in (function, lambda x, f=function: jax.vjp(f, x)[0]):
+            is_nan = np.isnan(jax.jit(call)(x)).reshape(rows, -1)
+            assert is_nan[1].all() and not is_nan[0].any()
 
 
 def test_empty_arrays():

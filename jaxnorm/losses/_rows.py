@@ -87,8 +87,11 @@ def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:
 
 
 def log_total_in_one_pass(others: jax.Array, e_k: jax.Array) -> jax.Array:
-    """`log_total` without a select, see `finite_shift_of`, and so with a wrong derivative where S is 0."""
-    return jnp.log1p(jnp.maximum(others + (e_k - 1), 0))
+    """`log_total` without a select, see `finite_shift_of`: for a row without classes it is a finite number too.
+
+    And without a maximum, in which the fusion would lose a NaN.
+    """
+    return jnp.log1p(others + (e_k - 1) * (1 - jnp.finfo(others.dtype).eps / 2))
 
 
 def reciprocal(total: jax.Array) -> jax.Array:

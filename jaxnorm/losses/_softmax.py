@@ -136,7 +136,8 @@ def _softmax_fwd(axes, x, where):
     logits, _ = _classes(x, where)
     e = jnp.exp(logits - finite_shift_of(logits, axes))
     total = jnp.sum(e, axis=axes, keepdims=True)
-    y = cast(e / jnp.maximum(total, 0.5), x.dtype)  # (1): a total is at least 1, or 0 for a row without classes
+    # (1): a total is at least 1, and does not change, or 0 for a row without classes.
+    y = cast(e / (total + jnp.finfo(total.dtype).eps / 4), x.dtype)
     return y, SoftmaxResiduals(y, where)
 
 

@@ -248,6 +248,27 @@ def test_no_grouped_convolution_under_vmap(batched):
     assert "convolution" in text and "feature_group_count" not in text and "batch_group_count" not in text
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_one_by_one_under_vmap(batched, strides):
+    """A batch of matrix products, one after the other in no loop."""
+    x, kernel = normal(3, 2, 5, 4, 3), normal(3, 1, 1, 3, 4, seed=1)
+    arrays = [a if axis == 0 else a[0] for a, axis in zip((x, kernel), batched, strict=True)]
+
+    def gradients(conv, x, kernel):
+        return jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(conv(*a, strides=strides))), (0, 1))(x, kernel)
+
+    program = jax.jit(jax.vmap(functools.partial(gradients, jn.conv), batched)).lower(*arrays).compile()
+    if strides == 1:
+        assert "while" not in program.as_text()
+    wanted = [gradients(reference.conv, *(a[i] if axis == 0 else a for a, axis in zip(arrays, batched, strict=True)))
+              for i in range(3)]  # fmt: skip
+    for have, want in zip(
+        jax.tree.leaves(program(*arrays)), zip(*map(jax.tree.leaves, wanted), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+
+
 def test_other_platforms_keep_xlas_convolution():
     def gradients(x, kernel):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(jn.conv(*a, feature_group_count=4))), (0, 1))(x, kernel)

@@ -6,8 +6,8 @@ milliseconds, XLA's and ours, of one shape each when the choice was made, on 2 c
 `experiments/bench.py conv` measures shapes like them again.
 
 `convolve` and `correlate` are bilinear, and JAX is told so: the derivatives of a formulation, which only second-order
-derivatives need, are XLA's convolutions. Under vmap over both arguments they run one by one, or as what vmap makes of
-XLA's convolution (one with groups), again by platform.
+derivatives need, are XLA's convolutions. Under vmap over both arguments a GPU or TPU gets what vmap makes of XLA's
+convolution (one with groups); on a CPU they run one by one, but matrix products as a batch.
 """
 
 import functools
@@ -80,10 +80,17 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
 # --- as JAX sees them -----------------------------------------------------------------------------------------------
 
 
-def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool, kept: bool) -> Formulation:
+def _bilinear(
+    on_cpu: Formulation,
+    elsewhere: Formulation,
+    is_product: Callable[[Geometry], bool],
+    batch_folds: bool,
+    kept: bool,
+) -> Formulation:
     """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
 
-    `batch_folds` says that the first argument's axis 0 and the result's are one batch; `kept`, that it is a residual.
+    `is_product` says for which geometries the CPU's is one matrix product; `batch_folds`, that the first argument's
+    axis 0 and the result's are one batch; `kept`, that it is a residual.
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # eager calls compile it once
@@ -110,6 +117,8 @@ def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool, ke
                 return lax.map(lambda i: one(a[i] if batched[0] else a, b[i] if batched[1] else b), jnp.arange(size))
 
             axes = [0 if is_batched else None for is_batched in batched]
+            if is_product(geometry):
+                return jax.vmap(functools.partial(compiled, geometry), axes)(a, b), True
             together = jax.vmap(functools.partial(elsewhere, geometry), axes)
             return lax.platform_dependent(a, b, cpu=in_turn, default=together), True
 
@@ -127,8 +136,19 @@ def _bilinear(on_cpu: Formulation, elsewhere: Formulation, batch_folds: bool, ke
     return call
 
 
-_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, batch_folds=True, kept=False)
-_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, batch_folds=False, kept=True)
+def _is_product(geometry: Geometry) -> bool:
+    """Windows of one entry of one group: what x is multiplied by is a matrix (`by_product`)."""
+    undilated = set(geometry.input_dilation) == {1}
+    return geometry.groups == 1 and math.prod(geometry.kernel_size) == 1 and undilated
+
+
+def _is_dense_product(geometry: Geometry) -> bool:
+    """The same, of every entry of x."""
+    return _is_product(geometry) and math.prod(geometry.strides) == 1
+
+
+_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, _is_dense_product, batch_folds=True, kept=False)
+_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, _is_product, batch_folds=False, kept=True)
 
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

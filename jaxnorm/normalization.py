@@ -210,8 +210,10 @@ _normalize.defvjp(_normalize_fwd, _normalize_bwd)
 def _output(rule, x, scale, bias, where, given):
     """What `_forward` returns where nothing is differentiated, and so no statistic is wanted."""
     dtype = compute_dtype(x, scale, bias)
-    if given is not None or not in_one_pass(rule, dtype):
+    one_pass = None if given is not None else in_one_pass(rule, dtype)
+    if one_pass is None:
         return _forward(rule, x, scale, bias, where, given)[:2]
+    rule = one_pass
     n = math.prod(rule.view[a] for a in rule.axes)
 
     def mean(values: jax.Array) -> jax.Array:
@@ -226,8 +228,12 @@ def _output(rule, x, scale, bias, where, given):
         y = y - remainder
     else:
         variance = mean(y * y)
-    x_hat = in_columns(rule, y * lax.rsqrt(variance + rule.epsilon))
-    return _scaled(rule, x_hat, x, scale, bias), None
+    y = y * lax.rsqrt(variance + rule.epsilon)
+    if scale is not None:
+        y = y * cast(reshape(scale, rule.scale_view), dtype)  # (2)
+    if bias is not None:
+        y = y + cast(reshape(bias, rule.bias_view), dtype)
+    return reshape(cast(y, x.dtype), x.shape), None
 
 
 def _forward(rule, x, scale, bias, where, given):
@@ -242,23 +248,17 @@ def _forward(rule, x, scale, bias, where, given):
         mean, variance = (reshape(cast(statistic, dtype), reduced(rule, rule.view)) for statistic in given)
         moments, correction, count, rstd = None, None, None, _rstd(variance, rule.epsilon)
     centre, remainder = (None if s is None else written_out(rule, s) for s in (mean, correction))
-    x_hat = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
+    y = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
+    if scale is not None:
+        y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))  # (2)
+    if bias is not None:
+        y = y + in_columns(rule, cast(reshape(bias, rule.bias_view), dtype))
 
     def flat(statistic: jax.Array | None) -> Any:
         return None if statistic is None else reshape(statistic, (statistic.size,))
 
     wanted = Moments(*(flat(m) for m in moments)) if moments and rule.with_moments else None
-    return _scaled(rule, x_hat, x, scale, bias), wanted, [flat(s) for s in (mean, correction, rstd, count)]
-
-
-def _scaled(rule: Rule, x_hat: jax.Array, x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    """The output from x_hat, which is in columns: equation (2)."""
-    y = x_hat
-    if scale is not None:
-        y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), y.dtype))
-    if bias is not None:
-        y = y + in_columns(rule, cast(reshape(bias, rule.bias_view), y.dtype))
-    return reshape(cast(y, x.dtype), x.shape)
+    return reshape(cast(y, x.dtype), x.shape), wanted, [flat(s) for s in (mean, correction, rstd, count)]
 
 
 def _backward(rule, residuals, g):

@@ -87,7 +87,7 @@ def affine(
     References:
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.5.
     """
-    return _affine(Options(False, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
+    return _affine(_options(False, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
 
 
 def relu(x: ArrayLike) -> jax.Array:
@@ -155,7 +155,7 @@ def affine_relu(
     References:
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.5.
     """
-    return _affine(Options(True, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
+    return _affine(_options(True, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
 
 
 @jax.custom_vjp
@@ -230,6 +230,11 @@ def _sum_over_rows(options, dtype, x, g):
 def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
     """Equation (4)."""
     return jnp.where(output > 0, g, 0)
+
+
+def _options(rectify: bool, num_feature_axes: int, precision: Any) -> Options:
+    """The options, hashable: lax takes a list of two precisions too."""
+    return Options(rectify, num_feature_axes, tuple(precision) if isinstance(precision, list) else precision)
 
 
 def _checked(x, kernel, bias, num_feature_axes) -> tuple[jax.Array, jax.Array, jax.Array | None]:

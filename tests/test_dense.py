@@ -86,3 +86,10 @@ X = jnp.ones((2, 3, 4))
 def test_errors_name_the_argument(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_precisions_as_in_lax():
+    x, kernel = jnp.ones((2, 3, 4)), jnp.ones((4, 5))
+    for precision in ("highest", ("high", "highest"), ["high", "highest"]):
+        gradient = jax.grad(lambda k, p=precision: jn.affine(x, k, precision=p).sum())(kernel)
+        np.testing.assert_allclose(gradient, 6)

@@ -9,9 +9,9 @@ be the sum of e_j over the others. Then
 
     log(total) = log1p(S + (e_k - 1))        p_k - 1 = -S / total                                                    (2)
 
-keep every digit when k leads, since then e_k = 1 exactly. S costs no further pass: it is the sum that total needs, with
-a compare. k is the label where there is one, otherwise the leaders (l_k = c, several only in a tie) with the sum E of
-their e in place of e_k.
+keep every digit when k leads, since then e_k = 1 exactly. Where there is a label it is k, and S costs no further pass:
+it is the sum that total needs, with a compare. Otherwise k are the leaders (e_k = 1, several only in a tie), with their
+count E, a sum more, in place of e_k.
 
 c is held constant in every derivative (it cancels in (1)), so that derivatives of any order are those of (1). A row
 whose classes are all masked, or all -inf, has total = 0; its p is 0, its lse -inf and its gradient 0.

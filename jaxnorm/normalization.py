@@ -29,6 +29,7 @@ LeVeque 1983, "Algorithms for computing the sample variance" (shifted sums, the 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,14 +53,16 @@ from jaxnorm._axes import (
     static_bool,
     static_float,
     static_int,
+    sum_to_shape,
 )
 from jaxnorm._groups import (
     Rule,
+    apart,
     by_platform,
     in_columns,
     in_one_pass,
+    over_group,
     over_shared,
-    own,
     reduced,
     shared_axes,
     written_out,
@@ -219,21 +222,24 @@ def _output(rule, x, scale, bias, where, given):
     def mean(values: jax.Array) -> jax.Array:
         return jnp.sum(values, axis=rule.axes, keepdims=True) / n
 
-    y = cast(reshape(x, rule.view), dtype)
-    if rule.use_mean:
-        # The deviations from a rounded mean, whose own mean is what rounding and summing cost it.
-        y = y - mean(y)
-        remainder = mean(y)
-        variance = jnp.maximum(mean(y * y) - remainder * remainder, 0) * (n / (n - rule.ddof))  # (1)
-        y = y - remainder
-    else:
-        variance = mean(y * y)
-    y = y * lax.rsqrt(variance + rule.epsilon)
-    if scale is not None:
-        y = y * cast(reshape(scale, rule.scale_view), dtype)  # (2)
-    if bias is not None:
-        y = y + cast(reshape(bias, rule.bias_view), dtype)
-    return reshape(cast(y, x.dtype), x.shape), None
+    def output(x: jax.Array) -> jax.Array:
+        y = cast(x, dtype)
+        if rule.use_mean:
+            # The deviations from a rounded mean, whose own mean is what rounding and summing cost it.
+            y = y - mean(y)
+            remainder = mean(y)
+            variance = jnp.maximum(mean(y * y) - remainder * remainder, 0) * (n / (n - rule.ddof))  # (1)
+            y = y - remainder
+        else:
+            variance = mean(y * y)
+        y = y * lax.rsqrt(variance + rule.epsilon)
+        if scale is not None:
+            y = y * cast(reshape(scale, rule.scale_view), dtype)  # (2)
+        if bias is not None:
+            y = y + cast(reshape(bias, rule.bias_view), dtype)
+        return cast(y, x.dtype)
+
+    return reshape(apart(rule, output, reshape(x, rule.view)), x.shape), None
 
 
 def _forward(rule, x, scale, bias, where, given):
@@ -247,8 +253,8 @@ def _forward(rule, x, scale, bias, where, given):
     else:
         mean, variance = (reshape(cast(statistic, dtype), reduced(rule, rule.view)) for statistic in given)
         moments, correction, count, rstd = None, None, None, _rstd(variance, rule.epsilon)
-    centre, remainder = (None if s is None else written_out(rule, s) for s in (mean, correction))
-    y = _x_hat(in_columns(rule, reshape(x, rule.view)), centre, remainder, written_out(rule, rstd), where)
+    centre, remainder, factor = written_out(rule, mean, correction, rstd, dtype=dtype)
+    y = _x_hat(in_columns(rule, reshape(cast(x, dtype), rule.view)), centre, remainder, factor, where)
     if scale is not None:
         y = y * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))  # (2)
     if bias is not None:
@@ -271,72 +277,91 @@ def _backward(rule, residuals, g):
 
     mean, correction, rstd, count = (per_group(s) for s in residuals[1:5])
     dtype, mask = rstd.dtype, None if where is None else reshape(where, rule.where_view)
-    x, g = cast_later(reshape(residuals.x, rule.view), dtype, after=g), cast(reshape(g, rule.view), dtype)
-    mean, correction = (jnp.zeros_like(rstd) if s is None else cast(s, dtype) for s in (mean, correction))
+    incoming = g
+    x, g = (in_columns(rule, reshape(a, rule.view)) for a in (residuals.x, g))
+    centre, remainder, factor = written_out(rule, mean, correction, rstd, dtype=dtype)
 
-    def weighted(value: jax.Array, power: float = 1) -> jax.Array:
-        if scale is None:
-            return value
-        return value * own(cast(reshape(scale, rule.scale_view), dtype), power)
+    def weighted(value: jax.Array) -> jax.Array:
+        return value if scale is None else value * cast(reshape(scale, rule.scale_view), dtype)
 
-    # The sums of (3) and (4): s1 of g_hat x_hat, s2 of g_hat. With shared axes two passes over g serve both equations;
-    # without, there are four sums, each with operands of its own (see `own`). The factors r and the correction, the
-    # same for all of a group, stay outside.
+    def wide(values: jax.Array) -> jax.Array:
+        return cast(values, dtype)
+
+    def centred(x: jax.Array, centre: jax.Array | None = None) -> jax.Array:
+        return wide(x) if centre is None else wide(x) - centre
+
+    # The sums of (3) and (4): s1 of g_hat x_hat, s2 of g_hat. With shared axes two passes over g serve both equations,
+    # and the factors r and the correction, the same for all of a group, stay outside. Without, there are four sums.
     shared, rest = shared_axes(rule)
+    with_centre = (x,) if centre is None else (x, centre)
     if shared:
-        over_g = over_shared(rule, in_columns(rule, g))
-        centred = in_columns(rule, x) + own(in_columns(rule, mean), -1)
-        over_g_x_hat = over_shared(rule, in_columns(rule, g) * centred)
-        over_g_x_hat = jnp.where(rstd == 0, 0, (over_g_x_hat - over_g * correction) * rstd)
+        over_g = over_shared(rule, wide, g)
+        over_g_x_hat = over_shared(rule, lambda g, *x: wide(g) * centred(*x), g, *with_centre)
+        if correction is not None:
+            over_g_x_hat = over_g_x_hat - over_g * cast(correction, dtype)
+        over_g_x_hat = jnp.where(rstd == 0, 0, over_g_x_hat * rstd)
         s1, s2 = (jnp.sum(weighted(s), axis=rest, keepdims=True) for s in (over_g_x_hat, over_g))
+        dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
+        dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
     else:
-        over_g, over_g_x_hat = g, g * _x_hat(x + x, own(mean, 2), own(correction, 2), own(rstd, 0.5), where)
-        s2 = jnp.sum(weighted(g, 2), axis=rest, keepdims=True)
-        s1 = jnp.sum(weighted(g * (x + own(mean, -1)), 0.5), axis=rest, keepdims=True)
-        s1, s2 = (s1, s2) if scale is None else (2 * s1, s2 / 2)
-        s1 = jnp.where(rstd == 0, 0, (s1 - s2 * correction) * rstd)
-    dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
-    dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
+        g_x_hat = apart(rule, lambda g, x: wide(g) * _x_hat(x, centre, remainder, factor, where), g, x)
+        s1, s2 = over_group(rule, weighted, g_x_hat), over_group(rule, lambda g: weighted(wide(g)), g)
 
-    g_hat = in_columns(rule, g)
+        def gradient(parameter: jax.Array | None, values: jax.Array, view: tuple[int, ...]) -> Any:
+            if parameter is None:
+                return None
+            return cotangent_for(parameter, apart(rule, lambda v: sum_to_shape(wide(v), view), values), view)
+
+        dscale, dbias = gradient(scale, g_x_hat, rule.scale_view), gradient(bias, g, rule.bias_view)
+
+    x = in_columns(rule, reshape(cast_later(residuals.x, dtype, after=incoming), rule.view))
+    g_hat = in_columns(rule, reshape(wide(incoming), rule.view))
     if scale is not None:
         g_hat = g_hat * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
-    if count is not None and rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
-        g_hat = jnp.zeros_like(g_hat)  # a lone element is its mean
-    elif count is not None:
+    if count is None:
+        dx = factor * g_hat
+    elif rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
+        dx = jnp.zeros_like(g_hat)  # a lone element is its mean
+    else:
         if rule.axis_name is not None:
             s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), s2)
         # x_hat s1 / (n - ddof) + s2 / n, with what is constant in a group put together first
-        slope = rstd * (s1 / jnp.maximum(count - rule.ddof, 1))
-        level = s2 / jnp.maximum(count, 1) - slope * correction if rule.use_mean else jnp.zeros_like(slope)
-        feedback = (in_columns(rule, x) - written_out(rule, mean)) * written_out(rule, slope) + written_out(rule, level)
-        g_hat = g_hat - (feedback if mask is None else jnp.where(mask & (rstd > 0), feedback, 0))
-    dx = written_out(rule, rstd) * g_hat  # (4)
+        slope, level = rstd * (s1 / jnp.maximum(count - rule.ddof, 1)), None
+        if rule.use_mean:
+            level = s2 / jnp.maximum(count, 1) - slope * cast(correction, dtype)
+        slope, level = written_out(rule, slope, level, dtype=dtype)
+        feedback = centred(x, centre) * slope
+        feedback = feedback if level is None else feedback + level
+        dx = factor * (g_hat - (feedback if mask is None else jnp.where(mask & (factor > 0), feedback, 0)))  # (4)
     return cotangent_for(residuals.x, reshape(dx, residuals.x.shape)), dscale, dbias
 
 
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:
     """Equation (1) without the division by n - ddof, and the mean's digits that its own dtype cannot hold."""
-    x = cast(reshape(x, rule.view), dtype)
+    x = reshape(x, rule.view)
     columns = in_columns(rule, x)
 
-    def total(values: jax.Array) -> jax.Array:
-        values = values if mask is None else jnp.where(mask, values, 0)
-        return jnp.sum(over_shared(rule, values), axis=shared_axes(rule)[1], keepdims=True)
+    def total(of: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        def selected(*arrays: jax.Array) -> jax.Array:
+            values = of(*(cast(a, dtype) for a in arrays))
+            return values if mask is None else jnp.where(mask, values, 0)
+
+        return over_group(rule, selected, *arrays)
 
     count = _count(rule, mask, dtype)
     if not rule.use_mean:
-        squares = total(columns * columns)
+        squares = total(lax.square, columns)
         if rule.axis_name is not None:
             squares, count = _psum(rule, squares, count)
         return Moments(None, squares, count), None
     n = jnp.maximum(count, 1)
     # Both sums are about a pivot within 4 standard deviations of the mean, so that neither waits for the other. What
     # cancels is at most 16 times the variance, and usually nothing: the pivot is then as good as the mean.
-    pivot = _pivot(rule, x, mask)
-    about = in_columns(rule, pivot)
-    shift = total(columns - about) / n
-    squares = jnp.maximum(total(lax.square(columns + own(about, -1))) - n * shift * shift, 0)
+    pivot = apart(rule, lambda x: _pivot(rule, cast(x, dtype), mask), lax.stop_gradient(x))
+    (about,) = written_out(rule, pivot, dtype=dtype)
+    shift = total(lax.sub, columns, about) / n
+    squares = total(lambda x, about: lax.square(x - about), columns, about)
+    squares = jnp.maximum(squares - n * shift * shift, 0)
     mean = pivot + shift
     # What rounding cost in this sum (Knuth's two-sum). It carries no derivative: the mean's own is complete.
     rounded = mean - pivot

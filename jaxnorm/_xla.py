@@ -1,0 +1,21 @@
+"""What XLA's CPU backend must be kept from: putting into one pass, or sharing, what runs better apart.
+
+On no other platform is anything here of use; each rule chooses it by `lax.platform_dependent`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+
+def apart(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function(*arrays)`, compiled on its own: a call that XLA does not inline.
+
+    XLA's CPU backend computes a sum and the elementwise arithmetic that leads to it in one pass over their operands (a
+    YNNPACK fusion), unless some of that has another use too, be it a conversion or the broadcast of a mean: then it
+    writes that out in full first, which takes longer than to compute it again. Each sum apart has operands of its own.
+    (`lax.optimization_barrier` does not do: the backend removes it before it looks.)
+    """
+    return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")

@@ -14,11 +14,11 @@ from jax import lax
 
 from jaxnorm._axes import varying_like
 from jaxnorm._conv_plans.geometry import Geometry, channels_last, flipped
+from jaxnorm._xla import apart
 
 Convolve = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
 UNROLLED_TERMS = 128  # of a sum, written out; beyond, the first kernel axis is a loop: a term compiles for about 1 ms
-FUSED_TERMS = 16  # of a depthwise sum that may be computed again inside of what uses it
 UNROLLED_CONVOLUTIONS = 16  # written out side by side; beyond, they are a loop
 
 
@@ -136,13 +136,9 @@ def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
         assert y is not None
         return y
 
-    count = math.prod(window) * inputs
-    if inputs == 1 and count <= FUSED_TERMS:
-        # A kernel that is cut out of a larger array here, inside a scan, would make the loop 4 times slower.
-        (kernel,) = _fenced(lambda kernel: [kernel], kernel)
-        return lax.optimization_barrier(terms(geometry, spread, kernel, None))
-    if count <= UNROLLED_TERMS:
-        return _fenced(lambda kernel, *spread: [terms(geometry, list(spread), kernel, None)], kernel, *spread)[0]
+    if math.prod(window) * inputs <= UNROLLED_TERMS:
+        # XLA would compute it again for every entry of what it is fused into (a padding of y: 100 times slower).
+        return apart(lambda kernel, *spread: terms(geometry, list(spread), kernel, None), kernel, *spread)
 
     # One tap of the longest axis at a time, from the rows that it meets.
     axis = int(np.argmax(window))
@@ -152,7 +148,8 @@ def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     def step(y: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         start = k * geometry.kernel_dilation[axis]
         met = [lax.dynamic_slice_in_dim(xc, start, rows, axis + 1) for xc in spread]
-        return terms(one, met, lax.dynamic_slice_in_dim(kernel, k, 1, axis), y), None
+        kernel_k = lax.dynamic_slice_in_dim(kernel, k, 1, axis)
+        return apart(lambda kernel, y, *met: terms(one, list(met), kernel, y), kernel_k, y, *met), None
 
     y = jnp.zeros((x.shape[0], *geometry.output_size, outputs), geometry.dtype)
     return lax.scan(step, varying_like(y, x, kernel), jnp.arange(window[axis]))[0]
@@ -190,18 +187,6 @@ def tap(geometry: Geometry, xp: jax.Array, k: tuple[int, ...]) -> jax.Array:
     others = xp.shape[1 + len(k) :]
     ends = (xp.shape[0], *(start + s * (size - 1) + 1 for start, s, size in rows), *others)
     return lax.slice(xp, (0, *starts, *(0 for _ in others)), ends, (1, *geometry.strides, *(1 for _ in others)))
-
-
-def _fenced(call: Callable[..., list[jax.Array]], *arrays: jax.Array) -> list[jax.Array]:
-    """`call(*arrays)` as arrays of their own: XLA fuses nothing into them, and them into nothing.
-
-    XLA's CPU backend computes a long sum again for every entry of what it is fused into (a padding of y: 100 times
-    slower). On jax 0.10 it looks through an `optimization_barrier`, but not into a loop; of one turn, which the barrier
-    hides from it. That costs one pass over the result.
-    """
-    results = [jnp.zeros(r.shape, r.dtype) for r in jax.eval_shape(call, *arrays)]
-    turns = lax.optimization_barrier(jnp.int32(1))
-    return lax.fori_loop(0, turns, lambda i, _: call(*arrays), varying_like(results, *arrays))
 
 
 def _zero(x: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from jaxnorm._axes import varying_like
 from jaxnorm._conv_plans import forward
 from jaxnorm._conv_plans.forward import channel_blocks, padded, tap
 from jaxnorm._conv_plans.geometry import Geometry, transposed_kernel
+from jaxnorm._xla import apart
 
 Correlate = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
@@ -24,10 +25,8 @@ UNROLLED_TAPS = 16  # whose sums are written out in one loop over the images; be
 # Groups are merged up to this many channels: matrix products as narrow as a vector register cost what wider ones do. Of
 # 8, 16, 32 and 64 this was the fastest for 4, 8 and 16 channels a group.
 MERGED_CHANNELS = 16
-# Rows added in one pass: few are few streams from memory, many are few passes. Of 4, 8, 16 and whole columns, 8 was the
-# fastest up to 5x5 (jax 0.12: 0.6 ms against 2.0 with whole columns; 0.10: even), whole columns for 7x7 (4 against 10).
-ROWS, MANY_ROWS = 8, 60
-CHUNK = 1 << 16  # entries of x that are in work at a time, to stay in a core's cache
+ROWS = 8  # added in one pass: fewer are more passes, 16 are more streams from memory than a cache has ways
+CHUNK = 1 << 20  # entries of g that are in work at a time; half as many and less were slower for most shapes
 
 
 def by_lax(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
@@ -128,50 +127,48 @@ def by_merged_groups(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: 
 def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """One input channel a group, no input dilation: for each tap, the sum over all positions of shifted x times g.
 
-    A few images at a time, so that all taps find them in the cache. Each tap has an accumulator to which every row of
-    a block of rows is added in one elementwise pass; XLA would run the reductions themselves, side by side, in one
-    slow loop.
+    Some images at a time, and each block of rows in one elementwise pass, XLA's sums being of one operand: with a tap's
+    slice for another it would be written out first. Tap by tap x and g come from the cache.
     """
     outputs = g.shape[-1]
     xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
     window, taps = geometry.kernel_size, math.prod(geometry.kernel_size)
     if taps <= UNROLLED_TAPS or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
-        return lax.reshape(_column_sums(geometry, xp, g, ROWS), (*window, 1, outputs))
+        return lax.reshape(_column_sums(geometry, xp, g), (*window, 1, outputs))
     axis = int(np.argmax(window))
-    at_once = ROWS if taps // window[axis] < 7 else MANY_ROWS
     rows = 1 + geometry.strides[axis] * (geometry.output_size[axis] - 1)
     one = geometry.with_axis(axis, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
     starts = geometry.kernel_dilation[axis] * jnp.arange(window[axis])
     met = functools.partial(lax.dynamic_slice_in_dim, xp, slice_size=rows, axis=axis + 1)
-    sums = lax.map(lambda start: _column_sums(one, met(start), g, at_once), starts)
+    sums = lax.map(lambda start: _column_sums(one, met(start), g), starts)
     sums = lax.reshape(sums, (window[axis], *window[:axis], *window[axis + 1 :], 1, outputs))
     return jnp.moveaxis(sums, 0, axis)
 
 
-def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, rows: int) -> jax.Array:
-    """The sums over all positions, `(taps, O)`, from the padded x; about so many rows to a block."""
-    batch, length, *size, channels = g.shape
+def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:
+    """The sums over all positions, `(taps, O)`, from the padded x."""
+    batch, length, *_, channels = g.shape
     images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
-    rows = min(length, rows)
+    rows = min(length, ROWS)
     rows = next((r for r in range(rows, rows // 2, -1) if length % r == 0), rows)
     whole = length // rows * rows
-    taps = list(np.ndindex(*geometry.kernel_size))
+    taps, positions = list(np.ndindex(*geometry.kernel_size)), tuple(range(g.ndim - 1))
 
-    def add(sums: list[jax.Array], chunk: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
-        x, g = chunk
-        return [total + _sum_of_rows(tap(geometry, x, k)[:, :whole], g[:, :whole], rows)
-                for total, k in zip(sums, taps, strict=True)], None  # fmt: skip
+    def sums_of_rows(x: jax.Array, g: jax.Array) -> list[jax.Array]:
+        return [_sum_of_rows(tap(geometry, x, k)[:, :whole], g[:, :whole], rows) for k in taps]
+
+    def add(totals: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return totals + jnp.stack([jnp.sum(s, axis=positions) for s in apart(sums_of_rows, *chunk)]), None
 
     def chunks(a: jax.Array) -> jax.Array:
         return lax.reshape(a, (batch // images, images, *a.shape[1:]))
 
-    zeros = [jnp.zeros((images, whole // rows, *size, channels), geometry.dtype) for _ in taps]
-    sums = lax.scan(add, varying_like(zeros, xp, g), (chunks(xp), chunks(g)))[0]
-    totals = [jnp.sum(total, axis=tuple(range(g.ndim - 1))) for total in sums]
-    if whole < length:
-        rest = [tap(geometry, xp, k)[:, whole:] * g[:, whole:] for k in taps]
-        totals = [total + jnp.sum(r, axis=tuple(range(g.ndim - 1))) for total, r in zip(totals, rest, strict=True)]
-    return jnp.stack(totals)
+    totals = jnp.zeros((len(taps), channels), geometry.dtype)
+    totals = lax.scan(add, varying_like(totals, xp, g), (chunks(xp), chunks(g)))[0]
+    if whole == length:
+        return totals
+    rest = [tap(geometry, xp, k)[:, whole:] * g[:, whole:] for k in taps]
+    return totals + jnp.stack([jnp.sum(r, axis=positions) for r in rest])
 
 
 def _sum_of_rows(x: jax.Array, g: jax.Array, rows: int) -> jax.Array:

@@ -4,6 +4,7 @@ Each is right for every geometry that its first line names, and leaves what rema
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -123,22 +124,22 @@ def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     channels a group it still beats matrix products of that size.
     """
     *window, inputs, outputs = kernel.shape
-    xp = padded(geometry, x)
-    xp = lax.reshape(xp, (*xp.shape[:-1], geometry.groups, inputs))
-    # Input channel c of its group, once for each of the group's output channels.
-    spread = [jnp.repeat(xp[..., c], outputs // geometry.groups, axis=-1) for c in range(inputs)]
 
-    def terms(geometry: Geometry, spread: list[jax.Array], kernel: jax.Array, y: jax.Array | None) -> jax.Array:
-        for c, xc in enumerate(spread):
+    def terms(geometry: Geometry, xp: jax.Array, kernel: jax.Array, y: jax.Array | None = None) -> jax.Array:
+        for c in range(inputs):
+            # Input channel c of its group, once for each of the group's output channels.
+            xc = lax.reshape(xp, (*xp.shape[:-1], geometry.groups, inputs))[..., c]
+            xc = jnp.repeat(xc, outputs // geometry.groups, axis=-1)
             for k in np.ndindex(*geometry.kernel_size):
                 term = tap(geometry, xc, k) * kernel[(*k, slice(c, c + 1))].reshape((1,) * (xc.ndim - 1) + (outputs,))
                 y = term if y is None else y + term
         assert y is not None
         return y
 
+    # Apart: XLA would compute it again for every entry of what it is fused into (a padding of y: 100 times slower).
+    xp = padded(geometry, x)
     if math.prod(window) * inputs <= UNROLLED_TERMS:
-        # XLA would compute it again for every entry of what it is fused into (a padding of y: 100 times slower).
-        return apart(lambda kernel, *spread: terms(geometry, list(spread), kernel, None), kernel, *spread)
+        return apart(functools.partial(terms, geometry), xp, kernel)
 
     # One tap of the longest axis at a time, from the rows that it meets.
     axis = int(np.argmax(window))
@@ -147,9 +148,8 @@ def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     def step(y: jax.Array, k: jax.Array) -> tuple[jax.Array, None]:
         start = k * geometry.kernel_dilation[axis]
-        met = [lax.dynamic_slice_in_dim(xc, start, rows, axis + 1) for xc in spread]
-        kernel_k = lax.dynamic_slice_in_dim(kernel, k, 1, axis)
-        return apart(lambda kernel, y, *met: terms(one, list(met), kernel, y), kernel_k, y, *met), None
+        met = lax.dynamic_slice_in_dim(xp, start, rows, axis + 1)
+        return apart(functools.partial(terms, one), met, lax.dynamic_slice_in_dim(kernel, k, 1, axis), y), None
 
     y = jnp.zeros((x.shape[0], *geometry.output_size, outputs), geometry.dtype)
     return lax.scan(step, varying_like(y, x, kernel), jnp.arange(window[axis]))[0]

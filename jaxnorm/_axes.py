@@ -8,6 +8,7 @@ After: the transpose of broadcasting. A parameter that was broadcast, cast or re
 pass receives the sum over what it was spread to, in its own dtype and shape (`cotangent_for`).
 """
 
+import functools
 import math
 import numbers
 import operator
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
+
+from jaxnorm._xla import apart
 
 Axes = int | Sequence[int]
 AxisName = Any  # one hashable name of a mapped axis, or a tuple of them
@@ -137,40 +140,6 @@ def cast(x: jax.Array, dtype: Any) -> jax.Array:
     return x if x.dtype == dtype else lax.convert_element_type(x, dtype)
 
 
-def cast_later(residual: jax.Array, dtype: Any, after: jax.Array) -> jax.Array:
-    """`cast` in a backward pass, of a residual and not before `after` (a cotangent) is there.
-
-    XLA's CPU backend would widen 16-bit residuals early, or take what the forward pass widened, and so hold twice their
-    bytes from one pass to the other: twelve layers of a bfloat16 network needed 1.6 to 5 times the temporary memory.
-    """
-    if residual.dtype != jnp.bfloat16 or dtype != jnp.float32 or after.size == 0:
-        return cast(residual, dtype)
-    return lax.platform_dependent(residual, after, cpu=_widened_after, default=lambda x, _: cast(x, dtype))
-
-
-@jax.custom_jvp
-def _widened_after(x: jax.Array, after: jax.Array) -> jax.Array:
-    """A bfloat16 number is the upper half of a float32: its bits, shifted by 16, which XLA sees no conversion in.
-
-    The cotangent's first number decides by how far: by 0 more.
-    """
-    bits = lax.convert_element_type(lax.bitcast_convert_type(x, jnp.uint16), jnp.uint32)
-    first = cast(lax.reshape(lax.slice(after, [0] * after.ndim, [1] * after.ndim), ()), jnp.float32)
-    return lax.bitcast_convert_type(bits << (16 + unforeseen_zero(first)), jnp.float32)
-
-
-@_widened_after.defjvp
-def _(primals, tangents):
-    y = _widened_after(*primals)
-    return y, varying_like(cast(tangents[0], y.dtype), y)
-
-
-def unforeseen_zero(x: jax.Array) -> jax.Array:
-    """A 0 for each number that XLA has to compute: a 256th of how many of its bits, at most 64, are set."""
-    bits = lax.bitcast_convert_type(lax.stop_gradient(x), f"uint{8 * x.dtype.itemsize}")
-    return lax.population_count(bits) // 256
-
-
 def reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """`x.reshape(shape)` that never copies an array which has the shape already."""
     return x if x.shape == shape else lax.reshape(x, shape)
@@ -182,33 +151,24 @@ def expand_rank(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 def dot(
-    a: jax.Array,
-    b: jax.Array,
-    axes: tuple[Axes, Axes],
-    dtype: Any,
-    precision: lax.PrecisionLike = None,
-    after: tuple[jax.Array | None, jax.Array | None] = (None, None),
+    a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any, precision: lax.PrecisionLike = None
 ) -> jax.Array:
-    """The matrix product over `axes` (of a, of b), accumulated in `dtype`, to which only unequal operands are cast.
-
-    `after` makes of an operand a residual: `cast_later`.
-    """
+    """The matrix product over `axes` (of a, of b), accumulated in `dtype`, to which only unequal operands are cast."""
     left, right = ((axis,) if isinstance(axis, int) else tuple(axis) for axis in axes)
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         return lax.dot_general(a, b, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype)
 
     def widened(a: jax.Array, b: jax.Array) -> jax.Array:
-        a, b = (cast(x, dtype) if g is None else cast_later(x, dtype, g) for x, g in zip((a, b), after, strict=True))
-        return product(a, b)
+        return product(cast(a, dtype), cast(b, dtype))
 
-    if a.dtype != b.dtype:
-        return widened(a, b)
-    if a.dtype == dtype:
+    if a.dtype == b.dtype == dtype:
         return product(a, b)
     # XLA's CPU backend computes 16-bit products in float32 anyway, and fails at run time on some of them that have a
-    # float32 result (a transposed one inside a scan: "DotThunk: BF16 x BF16 = F32").
-    return lax.platform_dependent(a, b, cpu=widened, default=product)
+    # float32 result (a transposed one inside a scan: "DotThunk: BF16 x BF16 = F32"). Apart, since it would keep what it
+    # widened in the forward pass for the backward pass: twelve layers needed 1.6 to 5 times the temporary memory.
+    otherwise = product if a.dtype == b.dtype else widened
+    return lax.platform_dependent(a, b, cpu=functools.partial(apart, widened), default=otherwise)
 
 
 # --- cotangents -----------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def _affine_bwd(options, residuals, g):
     if output is not None:
         g = _rectify(output, g)  # (4)
     dtype = compute_dtype(x, kernel, bias)
-    dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision, after=(None, g))  # (3)
+    dx = dot(g, kernel, (g.ndim - 1, 1), dtype, options.precision)  # (3)
     dkernel = _sum_over_rows(options, dtype, reshape(x, (*g.shape[:-1], kernel.shape[0])), g)
     dbias = None if bias is None else cotangent_for(bias, cast(g, dtype))
     return cotangent_for(x, reshape(dx, x.shape)), cotangent_for(kernel, dkernel), dbias
@@ -217,7 +217,7 @@ def _sum_over_rows(options, dtype, x, g):
 
     def product(x: jax.Array, g: jax.Array) -> jax.Array:
         rows = tuple(range(g.ndim - 1))
-        return dot(x, g, (rows, rows), dtype, options.precision, after=(g, None))
+        return dot(x, g, (rows, rows), dtype, options.precision)
 
     def of_matrices(x: jax.Array, g: jax.Array) -> jax.Array:
         return product(lax.collapse(x, 0, g.ndim - 1), lax.collapse(g, 0, g.ndim - 1))

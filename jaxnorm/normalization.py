@@ -44,7 +44,6 @@ from jaxnorm._axes import (
     as_mask,
     canonical_axes,
     cast,
-    cast_later,
     check_broadcastable,
     compute_dtype,
     cotangent_for,
@@ -314,14 +313,10 @@ def _backward(rule, residuals, g):
 
         dscale, dbias = gradient(scale, g_x_hat, rule.scale_view), gradient(bias, g, rule.bias_view)
 
-    x = in_columns(rule, reshape(cast_later(residuals.x, dtype, after=incoming), rule.view))
-    g_hat = in_columns(rule, reshape(wide(incoming), rule.view))
-    if scale is not None:
-        g_hat = g_hat * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
     if count is None:
-        dx = factor * g_hat
+        slope = level = None
     elif rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
-        dx = jnp.zeros_like(g_hat)  # a lone element is its mean
+        return cotangent_for(residuals.x, jnp.zeros_like(residuals.x)), dscale, dbias  # a lone element is its mean
     else:
         if rule.axis_name is not None:
             s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), s2)
@@ -330,10 +325,22 @@ def _backward(rule, residuals, g):
         if rule.use_mean:
             level = s2 / jnp.maximum(count, 1) - slope * cast(correction, dtype)
         slope, level = written_out(rule, slope, level, dtype=dtype)
-        feedback = centred(x, centre) * slope
-        feedback = feedback if level is None else feedback + level
-        dx = factor * (g_hat - (feedback if mask is None else jnp.where(mask & (factor > 0), feedback, 0)))  # (4)
-    return cotangent_for(residuals.x, reshape(dx, residuals.x.shape)), dscale, dbias
+
+    def input_gradient(x, g):
+        x, g_hat = (in_columns(rule, reshape(wide(a), rule.view)) for a in (x, g))
+        if scale is not None:
+            g_hat = g_hat * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
+        if slope is not None:
+            feedback = centred(x, centre) * slope
+            feedback = feedback if level is None else feedback + level
+            g_hat = g_hat - (feedback if mask is None else jnp.where(mask & (factor > 0), feedback, 0))
+        return cast(reshape(factor * g_hat, residuals.x.shape), residuals.x.dtype)  # (4)
+
+    if residuals.x.dtype == dtype:
+        dx = input_gradient(residuals.x, incoming)
+    else:  # apart, or XLA would keep what it widened in the forward pass
+        dx = apart(rule, input_gradient, residuals.x, incoming)
+    return cotangent_for(residuals.x, dx), dscale, dbias
 
 
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:

@@ -128,7 +128,10 @@ def bind(table, by_lax, geometry, few):
 
     def call(formulation, recursive, limits, a, b):
         with contextlib.ExitStack() as stack:
-            for module, name in limits:  # the loops that otherwise only large windows, many groups and large batches reach
+            for (
+                module,
+                name,
+            ) in limits:  # the loops that otherwise only large windows, many groups and large batches reach
                 stack.enter_context(mock.patch.object(module, name, 1))
             return formulation(geometry, a, b, *([by_lax] if recursive else []))
 

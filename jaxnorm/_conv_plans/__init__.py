@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxnorm._axes import cast, cast_later
+from jaxnorm._axes import cast
 from jaxnorm._conv_plans import forward, kernel_gradient
 from jaxnorm._conv_plans.geometry import Geometry, Pairs, channels_last, dilated, flipped, transposed_kernel
+from jaxnorm._xla import apart
 
 __all__ = ["Geometry", "Pairs", "channels_last", "convolve", "correlate", "dilated", "flipped", "transposed_kernel"]
 
@@ -36,8 +37,8 @@ def _convolve_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax
         if any(s > 1 for s in geometry.strides):
             return forward.by_lax(geometry, x, kernel)
         # No two windows overlap (patches, 1x1): 35 to 66 -> 1.5 to 4 ms for 16x16 patches of 3 channels.
-        apart = all(k <= e for k, e in zip(window, geometry.input_dilation, strict=True))
-        if groups == 1 and apart and set(geometry.kernel_dilation) == {1}:
+        disjoint = all(k <= e for k, e in zip(window, geometry.input_dilation, strict=True))
+        if groups == 1 and disjoint and set(geometry.kernel_dilation) == {1}:
             return forward.by_blocks(geometry, x, kernel)
         # XLA runs these naively: 20 -> 0.2 (depthwise), 26 -> 0.4 (3-D). A 1-D or 2-D one of one group it runs well, on
         # every core, though it multiplies zeros: phases take 1.0 to 1.6 times as long.
@@ -69,8 +70,8 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
         return kernel_gradient.by_merged_groups(geometry, x, g, _correlate_on_cpu)  # 400 to 1200 -> 2.5 to 5.5
     if math.prod(geometry.kernel_size) == 1:
         return kernel_gradient.by_product(geometry, x, g)  # 15 -> 4.3
-    apart = all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True))
-    if apart and set(geometry.kernel_dilation) == {1}:
+    disjoint = all(k <= s for k, s in zip(geometry.kernel_size, geometry.strides, strict=True))
+    if disjoint and set(geometry.kernel_dilation) == {1}:
         return kernel_gradient.by_patches(geometry, x, g)  # 19 -> 9.5 (2x2 of 96 channels), 2.7 -> 1.8 (16x16 of 3)
     if geometry.space == 3:
         return kernel_gradient.by_leading_taps(geometry, x, g, _correlate_on_cpu)  # 12 -> 2.7
@@ -83,23 +84,21 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
 def _bilinear(
     on_cpu: Formulation,
     elsewhere: Formulation,
-    is_product: Callable[[Geometry], bool],
+    batches: Callable[[Geometry, jax.Array, jax.Array], bool],
     batch_folds: bool,
-    kept: bool,
 ) -> Formulation:
     """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
 
-    `is_product` says for which geometries the CPU's is one matrix product; `batch_folds`, that the first argument's
-    axis 0 and the result's are one batch; `kept`, that it is a residual.
+    `batches` says for which arguments vmap makes a good formulation of the CPU's; `batch_folds`, that the first
+    argument's axis 0 and the result's are one batch.
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # eager calls compile it once
     def compiled(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
-        def widened(a: jax.Array, b: jax.Array) -> jax.Array:  # as XLA does on CPU, but once
-            a = cast_later(a, geometry.dtype, after=b) if kept else cast(a, geometry.dtype)
-            return on_cpu(geometry, a, cast(b, geometry.dtype))
+        def alone(a: jax.Array, b: jax.Array) -> jax.Array:  # 16 bits widened once, as XLA would many times
+            return apart(lambda a, b: on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype)), a, b)
 
-        return lax.platform_dependent(a, b, cpu=widened, default=functools.partial(elsewhere, geometry))
+        return lax.platform_dependent(a, b, cpu=alone, default=functools.partial(elsewhere, geometry))
 
     @functools.cache
     def batchable(geometry: Geometry) -> custom_vmap:
@@ -117,7 +116,7 @@ def _bilinear(
                 return lax.map(lambda i: one(a[i] if batched[0] else a, b[i] if batched[1] else b), jnp.arange(size))
 
             axes = [0 if is_batched else None for is_batched in batched]
-            if is_product(geometry):
+            if batches(geometry, a, b):
                 return jax.vmap(functools.partial(compiled, geometry), axes)(a, b), True
             together = jax.vmap(functools.partial(elsewhere, geometry), axes)
             return lax.platform_dependent(a, b, cpu=in_turn, default=together), True
@@ -142,13 +141,19 @@ def _is_product(geometry: Geometry) -> bool:
     return geometry.groups == 1 and math.prod(geometry.kernel_size) == 1 and undilated
 
 
-def _is_dense_product(geometry: Geometry) -> bool:
-    """The same, of every entry of x."""
-    return _is_product(geometry) and math.prod(geometry.strides) == 1
+def _convolve_batches(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> bool:
+    """Matrix products of every entry of x, and depthwise sums over taps, which are elementwise."""
+    depthwise = geometry.groups > 1 and x.shape[-1] == geometry.groups and set(geometry.input_dilation) == {1}
+    return depthwise or (_is_product(geometry) and math.prod(geometry.strides) == 1)
 
 
-_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, _is_dense_product, batch_folds=True, kept=False)
-_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, _is_product, batch_folds=False, kept=True)
+def _correlate_batches(geometry: Geometry, x: jax.Array, g: jax.Array) -> bool:
+    """Matrix products."""
+    return _is_product(geometry)
+
+
+_convolve = _bilinear(_convolve_on_cpu, forward.by_lax, _convolve_batches, batch_folds=True)
+_correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, _correlate_batches, batch_folds=False)
 
 
 def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

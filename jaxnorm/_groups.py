@@ -192,8 +192,8 @@ def _blocks(rule: Rule, axes: tuple[int, ...], shape: tuple[int, ...]) -> int:
     if not rule.on_cpu or rule.where_view or axes != (1,) or len(shape) != 3:
         return 1
     _, length, channels = shape
-    fitting = [n for n in range(1, length + 1) if length % n == 0 and BLOCK // 4 <= n * channels <= BLOCK]
-    return length // max(fitting) if fitting else 1
+    rows = min(length, BLOCK // channels) if channels else 0
+    return next((length // n for n in range(rows, rows // 4, -1) if length % n == 0), 1)
 
 
 def _cut(values: jax.Array, shape: tuple[int, ...], blocks: int) -> jax.Array:

@@ -267,7 +267,8 @@ def _forward(rule, x, scale, bias, where, given):
 
 
 def _backward(rule, residuals, g):
-    groups, (scale, bias, where) = reduced(rule, rule.view), residuals[5:]
+    x, (scale, bias, where) = residuals.x, residuals[5:]
+    groups = reduced(rule, rule.view)
 
     def per_group(statistic: jax.Array | None) -> Any:
         if statistic is None:
@@ -275,27 +276,26 @@ def _backward(rule, residuals, g):
         return reshape(statistic, groups if statistic.size == math.prod(groups) else (1,) * len(groups))
 
     mean, correction, rstd, count = (per_group(s) for s in residuals[1:5])
-    dtype, mask = rstd.dtype, None if where is None else reshape(where, rule.where_view)
-    incoming = g
-    x, g = (in_columns(rule, reshape(a, rule.view)) for a in (residuals.x, g))
+    dtype = rstd.dtype
     centre, remainder, factor = written_out(rule, mean, correction, rstd, dtype=dtype)
-
-    def weighted(value: jax.Array) -> jax.Array:
-        return value if scale is None else value * cast(reshape(scale, rule.scale_view), dtype)
+    scale_columns = None if scale is None else in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
 
     def wide(values: jax.Array) -> jax.Array:
         return cast(values, dtype)
 
-    def centred(x: jax.Array, centre: jax.Array | None = None) -> jax.Array:
-        return wide(x) if centre is None else wide(x) - centre
+    def weighted(values: jax.Array) -> jax.Array:
+        return values if scale is None else values * cast(reshape(scale, rule.scale_view), dtype)
 
     # The sums of (3) and (4): s1 of g_hat x_hat, s2 of g_hat. With shared axes two passes over g serve both equations,
     # and the factors r and the correction, the same for all of a group, stay outside. Without, there are four sums.
     shared, rest = shared_axes(rule)
-    with_centre = (x,) if centre is None else (x, centre)
+    x_columns, g_columns = (in_columns(rule, reshape(a, rule.view)) for a in (x, g))
     if shared:
-        over_g = over_shared(rule, wide, g)
-        over_g_x_hat = over_shared(rule, lambda g, *x: wide(g) * centred(*x), g, *with_centre)
+        over_g = over_shared(rule, wide, g_columns)
+        if mean is None:
+            over_g_x_hat = over_shared(rule, lambda g, x: wide(g) * wide(x), g_columns, x_columns)
+        else:
+            over_g_x_hat = over_shared(rule, lambda g, x, c: wide(g) * (wide(x) - c), g_columns, x_columns, centre)
         if correction is not None:
             over_g_x_hat = over_g_x_hat - over_g * cast(correction, dtype)
         over_g_x_hat = jnp.where(rstd == 0, 0, over_g_x_hat * rstd)
@@ -303,44 +303,49 @@ def _backward(rule, residuals, g):
         dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
         dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
     else:
-        g_x_hat = apart(rule, lambda g, x: wide(g) * _x_hat(x, centre, remainder, factor, where), g, x)
-        s1, s2 = over_group(rule, weighted, g_x_hat), over_group(rule, lambda g: weighted(wide(g)), g)
 
-        def gradient(parameter: jax.Array | None, values: jax.Array, view: tuple[int, ...]) -> Any:
+        def over_others(parameter: jax.Array | None, view: tuple[int, ...], values: jax.Array) -> Any:
             if parameter is None:
                 return None
             return cotangent_for(parameter, apart(rule, lambda v: sum_to_shape(wide(v), view), values), view)
 
-        dscale, dbias = gradient(scale, g_x_hat, rule.scale_view), gradient(bias, g, rule.bias_view)
+        def g_times_x_hat(g: jax.Array, x: jax.Array) -> jax.Array:
+            return wide(g) * _x_hat(x, centre, remainder, factor, where)
 
-    if count is None:
-        slope = level = None
-    elif rule.use_mean and rule.axis_name is None and x.size == math.prod(groups):
-        return cotangent_for(residuals.x, jnp.zeros_like(residuals.x)), dscale, dbias  # a lone element is its mean
-    else:
+        products = apart(rule, g_times_x_hat, g_columns, x_columns)
+        s1 = over_group(rule, weighted, products)
+        s2 = over_group(rule, lambda g: weighted(wide(g)), g_columns)
+        dscale = over_others(scale, rule.scale_view, products)  # (3)
+        dbias = over_others(bias, rule.bias_view, g_columns)
+
+    # x_hat s1 / (n - ddof) + s2 / n of (4), with what is constant in a group put together first
+    slope = level = None
+    if count is not None:
         if rule.axis_name is not None:
             s1, s2 = _psum(rule, s1, s2) if rule.use_mean else (*_psum(rule, s1), s2)
-        # x_hat s1 / (n - ddof) + s2 / n, with what is constant in a group put together first
-        slope, level = rstd * (s1 / jnp.maximum(count - rule.ddof, 1)), None
+        slope = rstd * (s1 / jnp.maximum(count - rule.ddof, 1))
         if rule.use_mean:
             level = s2 / jnp.maximum(count, 1) - slope * cast(correction, dtype)
         slope, level = written_out(rule, slope, level, dtype=dtype)
 
-    def input_gradient(x, g):
+    def input_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
         x, g_hat = (in_columns(rule, reshape(wide(a), rule.view)) for a in (x, g))
-        if scale is not None:
-            g_hat = g_hat * in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
+        if scale_columns is not None:
+            g_hat = g_hat * scale_columns
         if slope is not None:
-            feedback = centred(x, centre) * slope
-            feedback = feedback if level is None else feedback + level
-            g_hat = g_hat - (feedback if mask is None else jnp.where(mask & (factor > 0), feedback, 0))
+            feedback = x * slope if mean is None else (x - centre) * slope + level
+            g_hat = g_hat - (
+                feedback if where is None else jnp.where(reshape(where, rule.where_view) & (factor > 0), feedback, 0)
+            )
         return cast(reshape(factor * g_hat, residuals.x.shape), residuals.x.dtype)  # (4)
 
-    if residuals.x.dtype == dtype:
-        dx = input_gradient(residuals.x, incoming)
+    if rule.use_mean and rule.axis_name is None and count is not None and x.size == math.prod(groups):
+        dx = jnp.zeros_like(x)  # a lone element is its mean
+    elif x.dtype == dtype:
+        dx = input_gradient(x, g)
     else:  # apart, or XLA would keep what it widened in the forward pass
-        dx = apart(rule, input_gradient, residuals.x, incoming)
-    return cotangent_for(residuals.x, dx), dscale, dbias
+        dx = apart(rule, input_gradient, x, g)
+    return cotangent_for(x, dx), dscale, dbias
 
 
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:

@@ -341,9 +341,8 @@ def _backward(rule, residuals, g):
 
     if rule.use_mean and rule.axis_name is None and count is not None and x.size == math.prod(groups):
         dx = jnp.zeros_like(x)  # a lone element is its mean
-    elif x.dtype == dtype:
-        dx = input_gradient(x, g)
-    else:  # apart, or XLA would keep what it widened in the forward pass
+    else:
+        # Apart, or XLA would keep what it widened in the forward pass, and compute dx again within what transposes it.
         dx = apart(rule, input_gradient, x, g)
     return cotangent_for(x, dx), dscale, dbias
 

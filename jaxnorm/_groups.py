@@ -4,8 +4,8 @@ Every norm has groups (the reduction axes), and parameters that vary along some 
 the axes along which no parameter varies, the shared ones, and of what is left over the others: where there are shared
 axes, the first serves the parameters' gradients too, and the rest is small.
 
-The views, the order of the sums and `own` are for XLA's CPU backend, which is particular about them; on a GPU or TPU
-they change nothing that matters.
+The views, the order of the sums, the blocks and what is compiled apart are for XLA's CPU backend, which is particular
+about them; on a GPU or TPU nothing is apart, and the rest changes nothing that matters.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Rule:
     ddof: int = 0
     axis_name: AxisName = None
     with_moments: bool = False  # whether the statistics are returned, for running averages
-    on_cpu: bool = False  # whether XLA's CPU backend is to run it, known to be the one
+    on_cpu: bool = False  # whether this is for XLA's CPU backend alone
     sample: int = 1  # the mean of one element in so many is near enough to the mean to start from
     unmerged: "Rule | None" = None  # the rule that this one views with fewer axes
 

@@ -16,6 +16,10 @@ def apart(function: Callable[..., Any], *arrays: Any) -> Any:
     XLA's CPU backend computes a sum and the elementwise arithmetic that leads to it in one pass over their operands (a
     YNNPACK fusion), unless some of that has another use too, be it a conversion or the broadcast of a mean: then it
     writes that out in full first, which takes longer than to compute it again. Each sum apart has operands of its own.
-    (`lax.optimization_barrier` does not do: the backend removes it before it looks.)
+    The other way round it computes a long expression again for every element of what uses it in another order (a
+    padding, a transposition), or in a scan looks up the scan's slices element by element: apart, neither happens.
+
+    `lax.optimization_barrier` does not do, since the backend removes it before it looks. JAX itself marks calls like
+    this for `compute_on`.
     """
     return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")

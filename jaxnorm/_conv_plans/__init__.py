@@ -7,7 +7,7 @@ milliseconds, XLA's and ours, of one shape each when the choice was made, on 2 c
 
 `convolve` and `correlate` are bilinear, and JAX is told so: the derivatives of a formulation, which only second-order
 derivatives need, are XLA's convolutions. Under vmap over both arguments a GPU or TPU gets what vmap makes of XLA's
-convolution (one with groups); on a CPU they run one by one, but matrix products as a batch.
+convolution (one with groups); on a CPU they run one by one, but matrix products and depthwise sums as a batch.
 """
 
 import functools

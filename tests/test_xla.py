@@ -1,0 +1,46 @@
+"""What is compiled apart: on a CPU it stays a call to the end, elsewhere it is none, and nothing else changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from support import random_like
+
+import jaxnorm as jn
+from jaxnorm._xla import apart
+
+X, KERNEL = random_like(jnp.zeros((2, 4, 4, 6))), random_like(jnp.zeros((3, 3, 1, 6)), 1)
+
+
+def gradient(x, kernel):
+    return jax.grad(lambda x: jnp.sum(jn.group_norm(jn.conv(x, kernel, feature_group_count=6), num_groups=2) ** 3))(x)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a matter of the CPU backend")
+def test_calls_survive_the_compiler():
+    """Without them all would be right and slow."""
+    program = jax.jit(gradient).lower(X, KERNEL).compile().as_text()
+    assert sum(" call(" in line and 'inlineable="false"' in line for line in program.splitlines()) >= 8
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_no_calls_elsewhere(platform):
+    module = export.export(jax.jit(gradient), platforms=[platform])(X, KERNEL).mlir_module()
+    assert "inlineable" not in module
+
+
+def test_transforms():
+    def f(x, y):
+        return jnp.sin(x) * y, jnp.sum(x * y)
+
+    def alone(x, y):
+        return apart(f, x, y)
+
+    def derivatives(f):
+        return lambda x, y: (f(x, y), jax.jacrev(f)(x, y), jax.jacfwd(jax.jacrev(f))(x, y))
+
+    x, y = X[0, 0], X[1, 1]
+    for transform in (derivatives, lambda f: jax.vmap(derivatives(f)), lambda f: jax.checkpoint(derivatives(f))):
+        got, wanted = (jax.jit(transform(g))(x, y) for g in (alone, f))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, wanted)

@@ -29,6 +29,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, dot, reshape, static_int
+from jaxnorm._xla import apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +230,14 @@ def _sum_over_rows(options, dtype, x, g):
 
 def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
     """Equation (4)."""
-    return jnp.where(output > 0, g, 0)
+
+    def rectified(output: jax.Array, g: jax.Array) -> jax.Array:
+        return jnp.where(output > 0, g, 0)
+
+    if output.dtype.itemsize > 2:
+        return rectified(output, g)
+    # Apart, since XLA's CPU backend would keep the output for it in float32, as it was before it was rounded.
+    return lax.platform_dependent(output, g, cpu=functools.partial(apart, rectified), default=rectified)
 
 
 def _options(rectify: bool, num_feature_axes: int, precision: Any) -> Options:

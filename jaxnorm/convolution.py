@@ -47,7 +47,19 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, static_bool, static_int
-from jaxnorm._conv_plans import Geometry, Pairs, channels_last, convolve, correlate, dilated, flipped, transposed_kernel
+from jaxnorm._conv_plans import (
+    Geometry,
+    Order,
+    Pairs,
+    channels_last,
+    convolve,
+    correlate,
+    dilated,
+    flipped,
+    from_canonical,
+    to_canonical,
+    transposed_kernel,
+)
 
 Padding = str | int | Sequence[int | Sequence[int]]
 
@@ -56,9 +68,9 @@ Padding = str | int | Sequence[int | Sequence[int]]
 class Layout:
     """The caller's axis orders: canonical axis i (NHWC, HWIO, NHWC and kin) is the caller's axis `x[i]`, and so on."""
 
-    x: tuple[int, ...]
-    kernel: tuple[int, ...]  # in and out exchanged if the kernel is a transposed one
-    y: tuple[int, ...]
+    x: Order
+    kernel: Order  # in and out exchanged if the kernel is a transposed one
+    y: Order
     flip: bool  # whether the kernel's spatial axes are reversed too
 
 
@@ -205,24 +217,25 @@ def _convolution(static, x, kernel, bias):
 
 def _convolution_fwd(static, x, kernel, bias):
     layout = static.layout
-    y = convolve(static.geometry, _to_canonical(x, layout.x), _canonical_kernel(kernel, layout))  # (1)
+    y = convolve(static.geometry, x, _canonical_kernel(kernel, layout), layout.x, layout.y)  # (1)
     if bias is not None:
-        y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, (y.ndim - 1,))
-    return _from_canonical(cast(y, static.output_dtype), layout.y), Residuals(x, kernel, bias)
+        y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, layout.y[-1:])
+    return cast(y, static.output_dtype), Residuals(x, kernel, bias)
 
 
 def _convolution_bwd(static, residuals, g):
     x, kernel, bias = residuals
     geometry, layout = static.geometry, static.layout
-    g = _to_canonical(g, layout.y)
-    dx = convolve(
-        geometry.transposed, g, transposed_kernel(_canonical_kernel(kernel, layout), geometry.groups)
-    )  # (3) and (5)
-    dkernel = correlate(geometry, _to_canonical(x, layout.x), g)  # (4)
+    swapped = transposed_kernel(_canonical_kernel(kernel, layout), geometry.groups)
+    dx = convolve(geometry.transposed, g, swapped, layout.y, layout.x)  # (3) and (5)
+    dkernel = correlate(geometry, x, g, layout.x, layout.y)  # (4)
+    dbias = None
+    if bias is not None:
+        dbias = cotangent_for(bias, jnp.sum(cast(g, geometry.dtype), axis=layout.y[:-1]))  # (4)
     return (
-        cotangent_for(x, _from_canonical(dx, layout.x)),
-        cotangent_for(kernel, _from_canonical(flipped(dkernel) if layout.flip else dkernel, layout.kernel)),
-        None if bias is None else cotangent_for(bias, cast(g, geometry.dtype)),  # (4)
+        cotangent_for(x, dx),
+        cotangent_for(kernel, from_canonical(flipped(dkernel) if layout.flip else dkernel, layout.kernel)),
+        dbias,
     )
 
 
@@ -232,17 +245,8 @@ _convolution.defvjp(_convolution_fwd, _convolution_bwd)
 # --- axis orders and sizes ------------------------------------------------------------------------------------------
 
 
-def _to_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    """The caller's array in canonical order, untouched if it has it: an eager copy would be one more buffer."""
-    return array if order == tuple(range(array.ndim)) else lax.transpose(array, order)
-
-
-def _from_canonical(array: jax.Array, order: tuple[int, ...]) -> jax.Array:
-    return _to_canonical(array, tuple(order.index(axis) for axis in range(array.ndim)))
-
-
 def _canonical_kernel(kernel: jax.Array, layout: Layout) -> jax.Array:
-    canonical = _to_canonical(kernel, layout.kernel)
+    canonical = to_canonical(kernel, layout.kernel)
     return flipped(canonical) if layout.flip else canonical
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 import jaxnorm as jn
 from jaxnorm import reference
@@ -270,6 +271,48 @@ def test_one_by_one_under_vmap(batched, strides):
         jax.tree.leaves(program(*arrays)), zip(*map(jax.tree.leaves, wanted), strict=True), strict=True
     ):
         np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("names", [("NHC", "HIO", "NHC"), ("NCH", "OIH", "HNC")], ids=str)
+@pytest.mark.parametrize("size", [2, 17])
+def test_written_out_or_a_loop_under_vmap(size, names, groups):
+    """A few convolutions with more than a tap and a channel a group are written out, others and more are a loop."""
+    options = {"dimension_numbers": names, "feature_group_count": groups}
+    x, kernel = normal(size, 2, 5, 4), normal(size, 3, 4 // groups, 4, seed=1)
+    canonical = (("NHC", "HIO"), (x, kernel))
+    x, kernel = (
+        jnp.transpose(a, (0, *(1 + of.index(c) for c in order)))
+        for of, a, order in zip(*canonical, names[:2], strict=True)
+    )
+
+    def gradients(x, kernel):
+        y, vjp = jax.vjp(functools.partial(jn.conv, **options), x, kernel)
+        return y, vjp(jnp.cos(y))
+
+    program = jax.jit(jax.vmap(gradients)).lower(x, kernel).compile()
+    if groups < 4:
+        assert ("while" in program.as_text()) == (size == 17)
+    each = [jax.jit(gradients)(*pair) for pair in zip(x, kernel, strict=True)]
+    for have, *want in zip(jax.tree.leaves(program(x, kernel)), *map(jax.tree.leaves, each), strict=True):
+        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_channels_first_copies_no_images(strides):
+    """XLA merges our transpositions with its own: the kernel's gradient needs no more memory than lax's."""
+    names = ("NCHW", "OIHW", "NCHW")
+    x, kernel = normal(4, 16, 24, 24, dtype=jnp.float32), normal(12, 16, 3, 3, dtype=jnp.float32)
+    g = normal(4, 12, 24 // strides, 24 // strides, dtype=jnp.float32)
+
+    def needed(conv):
+        def gradient(x, g):
+            return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](g)
+
+        return jax.jit(gradient).lower(x, g).compile().memory_analysis().temp_size_in_bytes
+
+    theirs = needed(lambda x, k: lax.conv_general_dilated(x, k, (strides,) * 2, "SAME", dimension_numbers=names))
+    assert needed(functools.partial(jn.conv, strides=strides, dimension_numbers=names)) <= theirs
 
 
 def test_other_platforms_keep_xlas_convolution():

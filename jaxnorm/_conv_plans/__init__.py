@@ -10,6 +10,7 @@ derivatives need, are XLA's convolutions. Under vmap over both arguments a GPU o
 convolution (one with groups); on a CPU they run one by one, but matrix products and depthwise sums as a batch.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -21,10 +22,23 @@ from jax.custom_batching import custom_vmap
 
 from jaxnorm._axes import cast
 from jaxnorm._conv_plans import forward, kernel_gradient
-from jaxnorm._conv_plans.geometry import Geometry, Pairs, channels_last, dilated, flipped, transposed_kernel
+from jaxnorm._conv_plans.geometry import (
+    Geometry,
+    Order,
+    Pairs,
+    channels_last,
+    dilated,
+    flipped,
+    from_canonical,
+    to_canonical,
+    transposed_kernel,
+)
 from jaxnorm._xla import apart
 
-__all__ = ["Geometry", "Pairs", "channels_last", "convolve", "correlate", "dilated", "flipped", "transposed_kernel"]
+__all__ = [
+    "Geometry", "Order", "Pairs", "channels_last", "convolve", "correlate", "dilated", "flipped", "from_canonical",
+    "to_canonical", "transposed_kernel",
+]  # fmt: skip
 
 Formulation = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
@@ -81,58 +95,91 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
 # --- as JAX sees them -----------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The static side of a call: its geometry, and the axis orders of its two arguments and its result.
+
+    A formulation sees the canonical order.
+    """
+
+    geometry: Geometry
+    orders: tuple[Order, Order, Order]
+
+    def of(self, formulation: Formulation, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The formulation's result for the caller's arrays."""
+        of_a, of_b, of_result = self.orders
+        return from_canonical(formulation(self.geometry, to_canonical(a, of_a), to_canonical(b, of_b)), of_result)
+
+
 def _bilinear(
     on_cpu: Formulation,
     elsewhere: Formulation,
-    batches: Callable[[Geometry, jax.Array, jax.Array], bool],
+    batches: Callable[[Geometry, jax.Array], bool],
     batch_folds: bool,
-) -> Formulation:
+) -> Callable[[Call, jax.Array, jax.Array], jax.Array]:
     """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
 
-    `batches` says for which arguments vmap makes a good formulation of the CPU's; `batch_folds`, that the first
+    `batches` says for which second arguments vmap makes a good formulation of the CPU's; `batch_folds`, that the first
     argument's axis 0 and the result's are one batch.
     """
 
     @functools.partial(jax.jit, static_argnums=0)  # eager calls compile it once
-    def compiled(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
-        def alone(a: jax.Array, b: jax.Array) -> jax.Array:  # 16 bits widened once, as XLA would many times
-            return apart(lambda a, b: on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype)), a, b)
+    def compiled(call: Call, a: jax.Array, b: jax.Array) -> jax.Array:
+        def widened(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:  # once, as XLA would many times
+            return on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
 
-        return lax.platform_dependent(a, b, cpu=alone, default=functools.partial(elsewhere, geometry))
+        def alone(a: jax.Array, b: jax.Array) -> jax.Array:
+            # XLA merges transpositions with those of its convolutions and products (NCHW, 3x3: dW 17 -> 15). With the
+            # padding of a sum over taps it would compute them element by element (depthwise: y 2.0 -> 3.0).
+            if call.geometry.groups == 1:
+                return apart(functools.partial(call.of, widened), a, b)
+            return call.of(lambda geometry, a, b: apart(functools.partial(widened, geometry), a, b), a, b)
+
+        return lax.platform_dependent(a, b, cpu=alone, default=functools.partial(call.of, elsewhere))
 
     @functools.cache
-    def batchable(geometry: Geometry) -> custom_vmap:
+    def batchable(call: Call) -> custom_vmap:
         @custom_vmap
         def one(a: jax.Array, b: jax.Array) -> jax.Array:
-            return compiled(geometry, a, b)
+            return compiled(call, a, b)
 
         @one.def_vmap
         def many(size: int, batched: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
             if batch_folds and not batched[1]:
-                y = one(lax.collapse(a, 0, 2), b)
-                return lax.reshape(y, (*a.shape[:2], *y.shape[1:])), True
+                start, end = call.orders[0][0], call.orders[2][0]  # the batch axes
+                a = jnp.moveaxis(a, 0, start)
+                y = one(lax.collapse(a, start, start + 2), b)
+                y = lax.reshape(y, (*y.shape[:end], *a.shape[start : start + 2], *y.shape[end + 1 :]))
+                return jnp.moveaxis(y, end, 0), True
 
             def in_turn(a: jax.Array, b: jax.Array) -> jax.Array:
-                return lax.map(lambda i: one(a[i] if batched[0] else a, b[i] if batched[1] else b), jnp.arange(size))
+                def at(i: int | jax.Array) -> jax.Array:
+                    return one(a[i] if batched[0] else a, b[i] if batched[1] else b)
+
+                channels = a.shape[call.orders[0][-1] + batched[0]]
+                heavy = math.prod(call.geometry.kernel_size) > 1 and channels > call.geometry.groups
+                if heavy and size <= forward.UNROLLED_CONVOLUTIONS:
+                    return jnp.stack([at(i) for i in range(size)])
+                return lax.map(at, jnp.arange(size))
 
             axes = [0 if is_batched else None for is_batched in batched]
-            if batches(geometry, a, b):
-                return jax.vmap(functools.partial(compiled, geometry), axes)(a, b), True
-            together = jax.vmap(functools.partial(elsewhere, geometry), axes)
+            if batches(call.geometry, b):
+                return jax.vmap(functools.partial(compiled, call), axes)(a, b), True
+            together = jax.vmap(functools.partial(call.of, elsewhere), axes)
             return lax.platform_dependent(a, b, cpu=in_turn, default=together), True
 
         return one
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-    def call(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
-        return batchable(geometry)(a, b)
+    def apply(call: Call, a: jax.Array, b: jax.Array) -> jax.Array:
+        return batchable(call)(a, b)
 
-    @call.defjvp
-    def tangent(geometry, primals, tangents):
+    @apply.defjvp
+    def tangent(call, primals, tangents):
         (a, b), (da, db) = primals, tangents
-        return call(geometry, a, b), elsewhere(geometry, da, b) + elsewhere(geometry, a, db)
+        return apply(call, a, b), call.of(elsewhere, da, b) + call.of(elsewhere, a, db)
 
-    return call
+    return apply
 
 
 def _is_product(geometry: Geometry) -> bool:
@@ -141,13 +188,13 @@ def _is_product(geometry: Geometry) -> bool:
     return geometry.groups == 1 and math.prod(geometry.kernel_size) == 1 and undilated
 
 
-def _convolve_batches(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> bool:
+def _convolve_batches(geometry: Geometry, kernel: jax.Array) -> bool:
     """Matrix products of every entry of x, and depthwise sums over taps, which are elementwise."""
-    depthwise = geometry.groups > 1 and x.shape[-1] == geometry.groups and set(geometry.input_dilation) == {1}
+    depthwise = geometry.groups > 1 and kernel.shape[-2] == 1 and set(geometry.input_dilation) == {1}
     return depthwise or (_is_product(geometry) and math.prod(geometry.strides) == 1)
 
 
-def _correlate_batches(geometry: Geometry, x: jax.Array, g: jax.Array) -> bool:
+def _correlate_batches(geometry: Geometry, g: jax.Array) -> bool:
     """Matrix products."""
     return _is_product(geometry)
 
@@ -156,21 +203,25 @@ _convolve = _bilinear(_convolve_on_cpu, forward.by_lax, _convolve_batches, batch
 _correlate = _bilinear(_correlate_on_cpu, kernel_gradient.by_lax, _correlate_batches, batch_folds=False)
 
 
-def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Equation (1) without the bias, accumulated and returned in the geometry's dtype."""
+def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array, x_order: Order, y_order: Order) -> jax.Array:
+    """Equation (1) without the bias, accumulated and returned in the geometry's dtype; the kernel is canonical."""
+    call = Call(geometry, (x_order, tuple(range(kernel.ndim)), y_order))
+    x, kernel = _of_one_dtype(geometry, x, kernel)
     if x.size == 0 or kernel.size == 0 or 0 in geometry.output_size:
-        return forward.by_lax(geometry, *_of_one_dtype(geometry, x, kernel))
-    return _convolve(geometry, *_of_one_dtype(geometry, x, kernel))
+        return call.of(forward.by_lax, x, kernel)
+    return _convolve(call, x, kernel)
 
 
-def correlate(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
-    """Equation (4) without the bias's part, accumulated and returned in the geometry's dtype."""
+def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_order: Order) -> jax.Array:
+    """Equation (4) without the bias's part, accumulated and returned in the geometry's dtype, canonical."""
+    call = Call(geometry, (x_order, y_order, tuple(range(x.ndim))))
+    x, g = _of_one_dtype(geometry, x, g)
     if g.size == 0:  # XLA takes no window of size 0; the empty sum varies over the devices as g does
-        zero = jnp.sum(cast(g, geometry.dtype))
-        return lax.broadcast(zero, (*geometry.kernel_size, x.shape[-1] // geometry.groups, g.shape[-1]))
+        channels = x.shape[x_order[-1]] // geometry.groups, g.shape[y_order[-1]]
+        return lax.broadcast(cast(jnp.sum(g), geometry.dtype), (*geometry.kernel_size, *channels))
     if x.size == 0:
-        return kernel_gradient.by_lax(geometry, *_of_one_dtype(geometry, x, g))
-    return _correlate(geometry, *_of_one_dtype(geometry, x, g))
+        return call.of(kernel_gradient.by_lax, x, g)
+    return _correlate(call, x, g)
 
 
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

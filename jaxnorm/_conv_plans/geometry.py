@@ -12,6 +12,7 @@ import jax
 from jax import lax
 
 Pairs = tuple[tuple[int, int], ...]
+Order = tuple[int, ...]  # of the caller's axes: canonical axis i is the caller's axis `order[i]`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,16 @@ def channels_last(space: int) -> tuple[str, str, str]:
     """The canonical axis orders in lax's notation."""
     axes = "HWD"[:space]
     return f"N{axes}C", f"{axes}IO", f"N{axes}C"
+
+
+def to_canonical(array: jax.Array, order: Order) -> jax.Array:
+    """The caller's array in canonical order, untouched if it has it: an eager copy would be one more buffer."""
+    return array if order == tuple(range(array.ndim)) else lax.transpose(array, order)
+
+
+def from_canonical(array: jax.Array, order: Order) -> jax.Array:
+    """The array in the caller's order."""
+    return to_canonical(array, tuple(order.index(axis) for axis in range(array.ndim)))
 
 
 def flipped(kernel: jax.Array) -> jax.Array:

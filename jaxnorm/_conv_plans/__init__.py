@@ -99,7 +99,8 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
 class Call:
     """The static side of a call: its geometry, and the axis orders of its two arguments and its result.
 
-    A formulation sees the canonical order.
+    A formulation sees the canonical order. Where XLA is to merge the transpositions with those of its own convolutions
+    and products they are compiled with it (NCHW, 3x3: dW 17 -> 15); see `_in_order`.
     """
 
     geometry: Geometry
@@ -111,12 +112,15 @@ class Call:
         return from_canonical(formulation(self.geometry, to_canonical(a, of_a), to_canonical(b, of_b)), of_result)
 
 
+Product = Callable[[Call, jax.Array, jax.Array], jax.Array]
+
+
 def _bilinear(
     on_cpu: Formulation,
     elsewhere: Formulation,
     batches: Callable[[Geometry, jax.Array], bool],
     batch_folds: bool,
-) -> Callable[[Call, jax.Array, jax.Array], jax.Array]:
+) -> Product:
     """A bilinear function of two arrays with a formulation for the CPU and one that any platform and transform takes.
 
     `batches` says for which second arguments vmap makes a good formulation of the CPU's; `batch_folds`, that the first
@@ -128,13 +132,7 @@ def _bilinear(
         def widened(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:  # once, as XLA would many times
             return on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
 
-        def alone(a: jax.Array, b: jax.Array) -> jax.Array:
-            # XLA merges transpositions with those of its convolutions and products (NCHW, 3x3: dW 17 -> 15). With the
-            # padding of a sum over taps it would compute them element by element (depthwise: y 2.0 -> 3.0).
-            if call.geometry.groups == 1:
-                return apart(functools.partial(call.of, widened), a, b)
-            return call.of(lambda geometry, a, b: apart(functools.partial(widened, geometry), a, b), a, b)
-
+        alone = functools.partial(apart, functools.partial(call.of, widened))
         return lax.platform_dependent(a, b, cpu=alone, default=functools.partial(call.of, elsewhere))
 
     @functools.cache
@@ -209,7 +207,7 @@ def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array, x_order: Order
     x, kernel = _of_one_dtype(geometry, x, kernel)
     if x.size == 0 or kernel.size == 0 or 0 in geometry.output_size:
         return call.of(forward.by_lax, x, kernel)
-    return _convolve(call, x, kernel)
+    return _in_order(_convolve, call, x, kernel)
 
 
 def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_order: Order) -> jax.Array:
@@ -221,7 +219,19 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
         return lax.broadcast(cast(jnp.sum(g), geometry.dtype), (*geometry.kernel_size, *channels))
     if x.size == 0:
         return call.of(kernel_gradient.by_lax, x, g)
-    return _correlate(call, x, g)
+    return _in_order(_correlate, call, x, g)
+
+
+def _in_order(product: Product, call: Call, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product in the caller's axis order.
+
+    With groups, the transpositions stay outside, where y, dX and dW can share them: within the padding of a sum over
+    taps XLA computes them element by element (depthwise: y 2.0 -> 3.0), and a loop would repeat them.
+    """
+    if call.geometry.groups == 1:
+        return product(call, a, b)
+    canonical = Call(call.geometry, (tuple(range(a.ndim)),) * 3)
+    return call.of(lambda _, a, b: product(canonical, a, b), a, b)
 
 
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """The last layer of a classifier and its cross-entropy in one, without the logits ever being whole.
 
 Forward, for hidden rows X (N, H), kernel W (H, V), bias b and blocks of the vocabulary, with the sums of
-`losses._rows` and the loss of `losses._cross_entropy`:
+`losses._rows` and the loss of `losses._integer_labels`:
 
     L = cap(X W + b), a block of columns at a time                                                                   (1)
     c' = max(c, max_j l_j)        S' = S exp(c - c') + sum over j != y of exp(l_j - c')                              (2)
@@ -10,8 +10,8 @@ Forward, for hidden rows X (N, H), kernel W (H, V), bias b and blocks of the voc
 Each step of (2) and (3) adds one block to sums that stay what they would be over all columns seen so far: c is the
 shift, held constant in derivatives, and S leaves the label's class out so that confident predictions keep their digits.
 
-Backward. Each block of logits is computed anew and turned into its cotangent D by the equations (4) and (5) of
-`losses._cross_entropy`; D feeds both products at once:
+Backward. Each block of logits is computed anew and turned into its cotangent D by the equations (5) and (6) of
+`losses._integer_labels`; D feeds both products at once:
 
     dX += D W^T        dW block = X^T D        db block = sum over rows of D                                         (4)
 
@@ -45,7 +45,7 @@ from jaxnorm._axes import (
     varying_axes,
     varying_like,
 )
-from jaxnorm.losses import _cross_entropy, _rows
+from jaxnorm.losses import _integer_labels, _rows
 
 # A block of logits has about this many elements unless the caller says otherwise: large enough for full-speed products,
 # small enough (8 MB of float32) to stay near the processor. On a CPU, 512 to 1024 columns for 2048 tokens take no more
@@ -57,7 +57,7 @@ BLOCK_ELEMENTS = 1 << 21
 class Options:
     """The static side: the cross-entropy's own, the block's width, and the devices that share the vocabulary."""
 
-    loss: _cross_entropy.Options
+    loss: _integer_labels.Options
     block_size: int
     axis_name: AxisName
     classes: int  # of all devices
@@ -147,8 +147,8 @@ def linear_softmax_cross_entropy(
     if block_size is None:
         block_size = max(BLOCK_ELEMENTS // max(math.prod(labels.shape), 1), 128)
     block_size = min(static_int("block_size", block_size, minimum=1), max(columns, 1))
-    checked = _cross_entropy.checked_options(label_smoothing, ignore_index, logit_softcap, return_lse)
-    options = Options(_cross_entropy.Options(1, *checked), block_size, axis_name, classes)
+    checked = _integer_labels.checked_options(label_smoothing, ignore_index, logit_softcap, return_lse)
+    options = Options(_integer_labels.Options(1, *checked), block_size, axis_name, classes)
     loss, lse = _linear(options, hidden, kernel, labels, bias, weights)
     return (loss, lse) if options.loss.return_lse else loss
 
@@ -177,7 +177,7 @@ def _linear_fwd(options, hidden, kernel, labels, bias, class_weights):
     residuals = residuals._replace(shift=_finite(largest), others=others, logit=logit)
     row = _row(options, residuals)
     row = row._replace(smooth=row.uniform * smooth)
-    losses = _cross_entropy.losses_of(options.loss, row)
+    losses = _integer_labels.losses_of(options.loss, row)
     loss, lse = (cast(reshape(r, labels.shape), compute_dtype(hidden)) for r in losses)
     return (loss, lse), residuals
 
@@ -191,7 +191,7 @@ def _linear_bwd(options, residuals, cotangents):
         # all devices already and `cotangent_for` sums what the replicated arguments receive.
         g, h = lax.psum((g, h), options.axis_name)
     row = _row(options, residuals)
-    of_e, of_w, at_label = _cross_entropy.coefficients(options.loss, row, g, h)
+    of_e, of_w, at_label = _integer_labels.coefficients(options.loss, row, g, h)
     rows = cast(_flat(hidden), dtype)
 
     def add(sums, start, size):
@@ -203,9 +203,9 @@ def _linear_bwd(options, residuals, cotangents):
         d = jnp.where(block.own, at_label, d)
         terms = None
         if class_weights is not None:
-            terms = jnp.sum(_cross_entropy.dweights(options.loss, row, g, block.own, block.logits, None), axis=0)
+            terms = jnp.sum(_integer_labels.dweights(options.loss, row, g, block.own, block.logits, None), axis=0)
         if options.loss.logit_softcap is not None:
-            d = d * _cross_entropy.softcap_slope(options.loss.logit_softcap, block.uncapped)
+            d = d * _integer_labels.softcap_slope(options.loss.logit_softcap, block.uncapped)
         if row.ignored is not None and not options.loss.return_lse:
             d = jnp.where(row.ignored, 0, d)  # whatever its logits hold: padding may be NaN
         dhidden = dhidden + dot(d, cast(block.kernel, dtype), (1, 1), dtype)  # (4)
@@ -264,7 +264,7 @@ def _block(options: Options, residuals: Residuals, start: jax.Array | int, size:
     weights = jnp.ones((1, 1), dtype)
     if class_weights is not None:
         weights = reshape(cast(lax.dynamic_slice_in_dim(class_weights, offset + start, size), dtype), (1, size))
-    return Block(kernel, uncapped, _cross_entropy.softcapped(options.loss, uncapped), own, weights)
+    return Block(kernel, uncapped, _integer_labels.softcapped(options.loss, uncapped), own, weights)
 
 
 def _over_blocks(options: Options, columns: int, add: Callable[..., Any], sums: Any) -> Any:
@@ -313,7 +313,7 @@ def _over_devices(options: Options, sums: Sums) -> Sums:
     return sums._replace(others=others, logit=logit, smooth=smooth)
 
 
-def _row(options: Options, residuals: Residuals) -> _cross_entropy.Row:
+def _row(options: Options, residuals: Residuals) -> _integer_labels.Row:
     """The per-token terms of the cross-entropy, all but `smooth`."""
     *_, class_weights, shift, others, logit, _ = residuals
     wide, ignore_index = _wide(residuals.labels), options.loss.ignore_index
@@ -323,7 +323,7 @@ def _row(options: Options, residuals: Residuals) -> _cross_entropy.Row:
     if class_weights is not None:
         weights = cast(class_weights, shift.dtype)
         weight, spread = _rows.class_weight(weights, wide), uniform * jnp.sum(weights)
-    return _cross_entropy.Row(
+    return _integer_labels.Row(
         shift, others, logit, _valid(options, residuals), ignored, None, weight, uniform, spread, 0.0
     )
 

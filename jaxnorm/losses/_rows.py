@@ -17,14 +17,14 @@ c is held constant in every derivative (it cancels in (1)), so that derivatives 
 whose classes are all masked, or all -inf, has total = 0; its p is 0, its lse -inf and its gradient 0.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import as_array, as_parameter, cast
+from jaxnorm._axes import as_array, as_parameter, cast, expand_rank, reshape
 
 Axes = tuple[int, ...]
 
@@ -102,6 +102,19 @@ def reciprocal(total: jax.Array) -> jax.Array:
 def per_class(weights: jax.Array, ndim: int, axis: int) -> jax.Array:
     """A vector over the classes, shaped to broadcast along the class axis."""
     return lax.reshape(weights, (1,) * axis + weights.shape + (1,) * (ndim - 1 - axis))
+
+
+def mask_view(where: jax.Array | None, ndim: int) -> jax.Array | None:
+    """The mask at the logits' rank."""
+    return None if where is None else reshape(where, expand_rank(where.shape, ndim))
+
+
+def class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array | float:
+    """n: the unmasked classes of each row, at least 1."""
+    if mask is None:
+        return float(max(shape[axis], 1))
+    spread = shape[axis] if mask.shape[axis] == 1 else 1
+    return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True, dtype=dtype) * spread, 1)
 
 
 # --- integer labels -------------------------------------------------------------------------------------------------

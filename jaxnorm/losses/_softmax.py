@@ -28,10 +28,17 @@ from jaxnorm._axes import (
     cast,
     compute_dtype,
     cotangent_for,
-    expand_rank,
-    reshape,
 )
-from jaxnorm.losses._rows import finite_shift_of, keep, leaders, log_total, log_total_in_one_pass, masked, shift_of
+from jaxnorm.losses._rows import (
+    finite_shift_of,
+    keep,
+    leaders,
+    log_total,
+    log_total_in_one_pass,
+    mask_view,
+    masked,
+    shift_of,
+)
 
 
 class SoftmaxResiduals(NamedTuple):
@@ -123,7 +130,7 @@ def _checked(x, axis, where) -> tuple[jax.Array, tuple[int, ...], jax.Array | No
 
 def _classes(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
     """The logits in the compute dtype with -inf where masked, and the mask at x's rank."""
-    where = None if where is None else reshape(where, expand_rank(where.shape, x.ndim))
+    where = mask_view(where, x.ndim)
     return masked(cast(x, compute_dtype(x)), where), where
 
 
@@ -143,8 +150,7 @@ def _softmax_fwd(axes, x, where):
 
 def _softmax_bwd(axes, residuals, g):
     y = cast(residuals.y, compute_dtype(residuals.y))
-    where = None if residuals.where is None else reshape(residuals.where, expand_rank(residuals.where.shape, y.ndim))
-    g = keep(cast(g, y.dtype), where)
+    g = keep(cast(g, y.dtype), mask_view(residuals.where, y.ndim))
     return cotangent_for(residuals.y, y * (g - jnp.sum(g * y, axis=axes, keepdims=True))), None  # (2)
 
 

@@ -1,28 +1,19 @@
-"""Softmax cross-entropy, for dense and for integer labels.
+"""Softmax cross-entropy with integer labels.
 
-Forward, for labels t (an integer label y is t_j = [j = y]), with the row's sums of `_rows`:
+Forward, for a label y, with the row's sums of `_rows`, and backward, for the cotangents g of the loss and h of lse; it
+is the case t_j = [j = y] of `_dense_labels`:
 
-    nll_j = -log p_j = (c - l_j) + log(total)        loss = sum_j t_j nll_j                                          (1)
+    loss = nll_y        nll_j = -log p_j = (c - l_j) + log(total)        lse = c + log(total)                        (1)
+    dl_j = g (p_j - [j = y]) + h p_j                                                                                 (2)
 
-Backward, for the incoming cotangent g and T = sum t, from dp_j/dl_i = p_j (delta_ij - p_i):
+where p_y - 1 is -S / total and keeps its digits in that form. (Equation (3) is of dense labels alone.)
 
-    dl_j = g (T p_j - t_j)        dt_j = g nll_j        and for lse with its cotangent h:  dl_j = h p_j              (2)
+With class weights w and smoothing a over the n unmasked classes (PyTorch's definition):
 
-In the notes' two cases: p_j for j != y, and p_y - 1, which is -S / total and keeps its digits in that form.
-
-Integer labels with class weights w and smoothing a over the n unmasked classes (PyTorch's definition):
-
-    loss = A nll_y + sum_j B_j nll_j        A = (1 - a) w_y        B_j = w_j a / n        B = sum_j B_j              (3)
-    dl_j = g ((A + B) p_j - B_j)  for j != y                                                                         (4)
-    dl_y = g ((A + B_y) (p_y - 1) + (B - B_y) p_y)                                                                   (5)
-    dw_j = sum over rows of g ([j = y] (1 - a) + a / n) nll_j                                                        (6)
-
-Dense labels: at a leader k (2) would cancel. With U and V the sums of t over the others and over the leaders,
-
-    T e_k - t_k total = U e_k - t_k S + V (e_k - 1) - t_k (E - 1) + (V - t_k)                                        (7)
-
-where e_k = 1, and if k leads alone E = 1 and V = t_k: what follows the first two terms is 0 then, whatever digits V
-lost as the difference of T and U.
+    loss = A nll_y + sum_j B_j nll_j        A = (1 - a) w_y        B_j = w_j a / n        B = sum_j B_j              (4)
+    dl_j = g ((A + B) p_j - B_j)  for j != y                                                                         (5)
+    dl_y = g ((A + B_y) (p_y - 1) + (B - B_y) p_y)                                                                   (6)
+    dw_j = sum over rows of g ([j = y] (1 - a) + a / n) nll_j                                                        (7)
 
 A soft cap, l = cap tanh(z / cap), multiplies the gradient by
 
@@ -34,23 +25,19 @@ https://arxiv.org/abs/1512.00567 (smoothing); Gemma Team 2024, https://arxiv.org
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._axes import (
-    as_array,
     as_float_array,
     as_mask,
     canonical_axis,
     cast,
     compute_dtype,
     cotangent_for,
-    expand_rank,
-    reshape,
     static_bool,
     static_float,
     static_int,
@@ -63,25 +50,14 @@ class Options:
     """The static side of a cross-entropy."""
 
     axis: int
-    label_smoothing: float = 0.0
-    ignore_index: int | None = None
-    logit_softcap: float | None = None
-    return_lse: bool = False
+    label_smoothing: float
+    ignore_index: int | None
+    logit_softcap: float | None
+    return_lse: bool
 
 
-class DenseResiduals(NamedTuple):
-    """What is kept for dense labels: the inputs and per-row sums."""
-
-    logits: jax.Array  # the input, as it came
-    labels: jax.Array  # the input, as it came
-    where: jax.Array | None  # the mask itself
-    sums: _rows.Leaders  # c, S, E: per row, float32 or float64
-    label_total: jax.Array  # T, per row
-    label_others: jax.Array  # U, per row
-
-
-class IntegerResiduals(NamedTuple):
-    """What is kept for integer labels: the inputs and two numbers per row."""
+class Residuals(NamedTuple):
+    """What is kept for the backward pass: the inputs and two numbers per row."""
 
     logits: jax.Array  # the input, as it came
     labels: jax.Array  # the input, as it came
@@ -89,56 +65,6 @@ class IntegerResiduals(NamedTuple):
     class_weights: jax.Array | None  # the parameter itself
     shift: jax.Array  # c, per row, float32 or float64
     others: jax.Array  # S without the label's class, per row, float32 or float64
-
-
-def softmax_cross_entropy(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    *,
-    label_smoothing: float = 0.0,
-) -> jax.Array:
-    """Softmax cross-entropy with dense labels: `-sum(labels * log_softmax(logits))` over the class axis.
-
-    Args:
-      logits: floating-point array; differentiable.
-      labels: array of the shape of `logits`: probabilities, summing to 1 or not; differentiable if floating-point.
-      axis: the class axis; static.
-      where: boolean mask that broadcasts to `logits.shape`: False gives a class probability 0, so that the loss is +inf
-        if its label is positive.
-      label_smoothing: a in [0, 1]; the labels are `(1 - a) * labels + a / C`, C the number of unmasked classes; static.
-
-    Returns:
-      Array of the shape of `logits` without `axis`, in the dtype of `logits` (float32 for 16-bit logits). A class with
-      label 0 contributes 0, even where its logit is -inf.
-
-    Gradient:
-      `g * (sum(labels) * softmax(logits) - labels)` for the logits and `-g * log_softmax(logits)` for the labels (0
-      where masked or -inf). Both keep their relative precision when a prediction is confident. Kept for it: the inputs
-      and five numbers per row.
-
-    Raises:
-      TypeError: `logits` is not floating-point, or `where` not boolean.
-      ValueError: the shapes differ, or an option is out of its range.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import jaxnorm as jn
-      >>> loss = jn.softmax_cross_entropy(jnp.array([[0.0, 0.0], [40.0, 0.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]]))
-      >>> print(f"{loss[0]:.4f} {loss[1]:.2e}")
-      0.6931 4.25e-18
-
-    References:
-      Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
-    """
-    logits, labels = as_float_array("logits", logits), as_array("labels", labels)
-    if jnp.issubdtype(labels.dtype, jnp.complexfloating):
-        raise TypeError(f"labels must be real, got {labels.dtype} of shape {labels.shape}")
-    if labels.shape != logits.shape:
-        raise ValueError(f"labels must have the shape of logits, {logits.shape}, got {labels.shape}")
-    options = Options(_class_axis(axis, logits), static_float("label_smoothing", label_smoothing, 0.0, 1.0))
-    return _dense(options, logits, labels, as_mask(where, logits.shape, "logits"))
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -195,12 +121,12 @@ def softmax_cross_entropy_with_integer_labels(
       https://arxiv.org/abs/1512.00567.
     """
     logits = as_float_array("logits", logits)
-    axis = _class_axis(axis, logits)
+    axis = canonical_axis("axis", axis, logits.ndim)
     options = Options(axis, *checked_options(label_smoothing, ignore_index, logit_softcap, return_lse))
     labels = _rows.as_labels(labels, logits.shape, axis, "logits")
     where = as_mask(where, logits.shape, "logits")
     weights = _rows.as_class_weights(class_weights, logits.shape[axis])
-    loss, lse = _integer(options, logits, labels, where, weights)
+    loss, lse = _cross_entropy(options, logits, labels, where, weights)
     return (loss, lse) if options.return_lse else loss
 
 
@@ -214,80 +140,8 @@ def checked_options(label_smoothing, ignore_index, logit_softcap, return_lse):
     return smoothing, ignored, softcap, static_bool("return_lse", return_lse)
 
 
-def _class_axis(axis: int, logits: jax.Array) -> int:
-    return canonical_axis("axis", axis, logits.ndim)
-
-
-def _mask_view(where: jax.Array | None, ndim: int) -> jax.Array | None:
-    return None if where is None else reshape(where, expand_rank(where.shape, ndim))
-
-
-def _class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array | float:
-    """n of (3): the unmasked classes of each row, at least 1."""
-    if mask is None:
-        return float(max(shape[axis], 1))
-    spread = shape[axis] if mask.shape[axis] == 1 else 1
-    return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True, dtype=dtype) * spread, 1)
-
-
-# --- dense labels ---------------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(options, logits, labels, where):
-    return _dense_fwd(options, logits, labels, where, _rows.log_total_in_one_pass)[0]
-
-
-def _dense_fwd(options, logits, labels, where, log_total=_rows.log_total):
-    l, t = _dense_rows(options, logits, labels, where)
-    axes = (options.axis,)
-    sums = _rows.leaders(l, _rows.shift_of(l, axes), axes)
-    possible = _rows.keep(t, _mask_view(where, t.ndim))  # a masked class adds +inf or nothing, and no gradient
-    of_leaders = possible * jnp.floor(jnp.exp(l - sums.shift))
-    parts = (possible, possible - of_leaders)
-    label_total, label_others = (jnp.sum(part, axis=axes, keepdims=True) for part in parts)
-    loss = jnp.sum(_rows.times(t, sums.shift - l), axis=axes, keepdims=True)  # (1)
-    loss = jnp.squeeze(loss + label_total * log_total(sums.others, sums.leading), axes)
-    return cast(loss, compute_dtype(logits)), DenseResiduals(logits, labels, where, sums, label_total, label_others)
-
-
-def _dense_bwd(options, residuals, g):
-    logits, labels, where, (shift, others, leading), label_total, label_others = residuals
-    l, t = _dense_rows(options, logits, labels, where)
-    g, total = jnp.expand_dims(cast(g, l.dtype), options.axis), others + leading
-    e = jnp.exp(l - shift)
-    label_leading, alone = label_total - label_others, leading == 1
-    at_leader = label_others * e - t * others + (label_leading * (e - 1) - t * (leading - 1))
-    at_leader = at_leader + jnp.where(alone, 0, label_leading - t)  # (7)
-    elsewhere = label_total * e - t * total
-    dlogits = (g * _rows.reciprocal(total)) * jnp.where(e == 1, at_leader, elsewhere)  # (2)
-    dlogits = cotangent_for(logits, _rows.keep(dlogits, _mask_view(where, l.ndim)))
-    if not jnp.issubdtype(labels.dtype, jnp.floating):
-        return dlogits, None, None
-    nll = jnp.where(l == -jnp.inf, 0, (shift - l) + _rows.log_total(others, leading))
-    return dlogits, cotangent_for(labels, (1 - options.label_smoothing) * g * nll), None
-
-
-_dense.defvjp(_dense_fwd, _dense_bwd)
-
-
-def _dense_rows(options: Options, logits, labels, where) -> tuple[jax.Array, jax.Array]:
-    """The logits with -inf where masked and the smoothed labels, in the compute dtype."""
-    dtype = compute_dtype(logits, labels)
-    mask = _mask_view(where, logits.ndim)
-    l, t = _rows.masked(cast(logits, dtype), mask), cast(labels, dtype)
-    t = jnp.where(l == -jnp.inf, lax.stop_gradient(t), t)  # no gradient there, so no second derivative either
-    if options.label_smoothing:
-        uniform = options.label_smoothing / _class_count(mask, dtype, l.shape, options.axis)
-        t = (1 - options.label_smoothing) * t + _rows.keep(jnp.broadcast_to(uniform, t.shape), mask)
-    return l, t
-
-
-# --- integer labels -------------------------------------------------------------------------------------------------
-
-
 class Row(NamedTuple):
-    """What (3) to (6) need to know of each row, whichever way its sums were taken; class axes have size 1."""
+    """What (4) to (7) need to know of each row, whichever way its sums were taken; class axes have size 1."""
 
     shift: jax.Array  # c
     others: jax.Array  # S without the label's class
@@ -302,7 +156,7 @@ class Row(NamedTuple):
 
 
 def losses_of(options: Options, row: Row) -> tuple[jax.Array, jax.Array]:
-    """The loss (3) and the log-sum-exp of each row."""
+    """The loss (4) and the log-sum-exp of each row."""
     e_y = jnp.exp(row.logit - row.shift)
     log_total, empty = _rows.log_total(row.others, e_y), row.others + e_y == 0
     nll = jnp.where(row.valid, label_nll(row), 0)  # not inf: 0 * inf would reach the weights' second derivatives
@@ -324,7 +178,7 @@ def label_nll(row: Row) -> jax.Array:
 
 
 def coefficients(options: Options, row: Row, g: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Per row: the factor of e_j and that of w_j in (4) with (2)'s h p_j, and the label's own entry (5)."""
+    """Per row: the factor of e_j and that of w_j in (5) with (2)'s h p_j, and the label's own entry (6)."""
     g = jnp.where(row.valid, g, jnp.nan)
     if row.ignored is not None:
         g = jnp.where(row.ignored, 0, g)
@@ -340,16 +194,16 @@ def coefficients(options: Options, row: Row, g: jax.Array, h: jax.Array) -> tupl
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _integer(options, logits, labels, where, class_weights):
-    return _integer_fwd(options, logits, labels, where, class_weights)[0]
+def _cross_entropy(options, logits, labels, where, class_weights):
+    return _cross_entropy_fwd(options, logits, labels, where, class_weights)[0]
 
 
-def _integer_fwd(options, logits, labels, where, class_weights):
-    axis, (l, mask, weights) = options.axis, _integer_rows(options, logits, where, class_weights)
+def _cross_entropy_fwd(options, logits, labels, where, class_weights):
+    axis, (l, mask, weights) = options.axis, _capped(options, logits, where, class_weights)
     shift = _rows.shift_of(l, (axis,))
     own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
     others = jnp.sum(_exponentials(l, shift, own), axis=axis, keepdims=True)
-    residuals = IntegerResiduals(logits, labels, where, class_weights, shift, others)
+    residuals = Residuals(logits, labels, where, class_weights, shift, others)
     row = _row(options, residuals)
     if options.label_smoothing:
         smooth = _rows.times(_rows.keep(jnp.broadcast_to(row.uniform * weights, l.shape), mask), shift - l)
@@ -358,9 +212,9 @@ def _integer_fwd(options, logits, labels, where, class_weights):
     return (loss, lse), residuals
 
 
-def _integer_bwd(options, residuals, cotangents):
+def _cross_entropy_bwd(options, residuals, cotangents):
     logits, labels, where, class_weights, shift, _ = residuals
-    axis, (l, mask, weights) = options.axis, _integer_rows(options, logits, where, class_weights)
+    axis, (l, mask, weights) = options.axis, _capped(options, logits, where, class_weights)
     g, h = (jnp.expand_dims(cast(c, l.dtype), axis) for c in cotangents)
     row = _row(options, residuals)
     own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
@@ -368,7 +222,7 @@ def _integer_bwd(options, residuals, cotangents):
     dl = of_e * _exponentials(l, shift, own)
     if options.label_smoothing:
         dl = dl - of_w * weights
-    dl = _rows.keep(jnp.where(own, at_label, dl), mask)  # (4), (5)
+    dl = _rows.keep(jnp.where(own, at_label, dl), mask)  # (5), (6)
     if options.logit_softcap is not None:
         dl = dl * softcap_slope(options.logit_softcap, cast(logits, l.dtype))
     if row.ignored is not None and not options.return_lse:
@@ -378,7 +232,7 @@ def _integer_bwd(options, residuals, cotangents):
     return cotangent_for(logits, dl), None, None, dclass_weights
 
 
-_integer.defvjp(_integer_fwd, _integer_bwd)
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def _exponentials(l: jax.Array, shift: jax.Array, own: jax.Array) -> jax.Array:
@@ -387,7 +241,7 @@ def _exponentials(l: jax.Array, shift: jax.Array, own: jax.Array) -> jax.Array:
 
 
 def dweights(options: Options, row: Row, g, own, l, mask) -> jax.Array:
-    """The terms of (6), before the sum over the rows; an invalid or ignored label has none."""
+    """The terms of (7), before the sum over the rows; an invalid or ignored label has none."""
     g = jnp.where(row.valid if row.ignored is None else row.valid & ~row.ignored, g, 0)
     terms = jnp.where(own, _rows.times((1 - options.label_smoothing) * g, label_nll(row)), 0)
     if options.label_smoothing:
@@ -396,10 +250,10 @@ def dweights(options: Options, row: Row, g, own, l, mask) -> jax.Array:
     return terms
 
 
-def _integer_rows(options: Options, logits, where, class_weights) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+def _capped(options: Options, logits, where, class_weights) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """The logits, capped, with -inf where masked; the mask; the weights along the class axis (1 if there are none)."""
     dtype = compute_dtype(logits, class_weights)
-    mask = _mask_view(where, logits.ndim)
+    mask = _rows.mask_view(where, logits.ndim)
     if class_weights is None:
         weights = jnp.ones((1,) * logits.ndim, dtype)
     else:
@@ -407,14 +261,14 @@ def _integer_rows(options: Options, logits, where, class_weights) -> tuple[jax.A
     return _rows.masked(softcapped(options, cast(logits, dtype)), mask), mask, weights
 
 
-def _row(options: Options, residuals: IntegerResiduals) -> Row:
+def _row(options: Options, residuals: Residuals) -> Row:
     """The per-row terms, all but `smooth`, from what is kept."""
     logits, labels, where, class_weights, shift, others = residuals
     axis, classes = options.axis, logits.shape[options.axis]
     wide = _rows.widened(jnp.expand_dims(labels, axis))
     valid = (wide >= 0) & (wide < classes)
     logit = softcapped(options, cast(_rows.pick(logits, wide, axis), shift.dtype))
-    mask, masked = _mask_view(where, logits.ndim), None
+    mask, masked = _rows.mask_view(where, logits.ndim), None
     if mask is not None:
         masked = ~_rows.pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
         logit = jnp.where(masked, -jnp.inf, logit)
@@ -424,8 +278,8 @@ def _row(options: Options, residuals: IntegerResiduals) -> Row:
     if class_weights is not None:
         weight = _rows.class_weight(cast(class_weights, shift.dtype), wide)
     if options.label_smoothing:
-        uniform = options.label_smoothing / _class_count(mask, shift.dtype, logits.shape, axis)
-        weights = _integer_rows(options, logits, where, class_weights)[2]
+        uniform = options.label_smoothing / _rows.class_count(mask, shift.dtype, logits.shape, axis)
+        weights = _capped(options, logits, where, class_weights)[2]
         spread = uniform * jnp.sum(_rows.keep(jnp.broadcast_to(weights, logits.shape), mask), axis=axis, keepdims=True)
     logit = jnp.where(valid, logit, -jnp.inf)
     ignored = None if options.ignore_index is None else wide == options.ignore_index

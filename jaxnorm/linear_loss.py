@@ -237,6 +237,7 @@ class Block(NamedTuple):
     kernel: jax.Array  # (H, size)
     uncapped: jax.Array  # (N, size), in the compute dtype
     logits: jax.Array  # (N, size), capped
+    label: jax.Array  # (N, 1): each token's label, counted from the block's first column
     own: jax.Array  # (N, size): True at each token's label
     weights: jax.Array  # (1, size): the class weights, 1 if there are none
 
@@ -260,11 +261,12 @@ def _block(options: Options, residuals: Residuals, start: jax.Array | int, size:
     if bias is not None:
         uncapped = uncapped + reshape(cast(lax.dynamic_slice_in_dim(bias, start, size), dtype), (1, size))
     wide = _wide(labels)
-    own = _rows.is_label(wide - cast(offset + start, wide.dtype), uncapped.shape, 1)
+    label = wide - cast(offset + start, wide.dtype)
+    own = _rows.is_label(label, uncapped.shape, 1)
     weights = jnp.ones((1, 1), dtype)
     if class_weights is not None:
         weights = reshape(cast(lax.dynamic_slice_in_dim(class_weights, offset + start, size), dtype), (1, size))
-    return Block(kernel, uncapped, _integer_labels.softcapped(options.loss, uncapped), own, weights)
+    return Block(kernel, uncapped, _integer_labels.softcapped(options.loss, uncapped), label, own, weights)
 
 
 def _over_blocks(options: Options, columns: int, add: Callable[..., Any], sums: Any) -> Any:
@@ -285,7 +287,9 @@ def _add_block(options: Options, sums: Sums, block: Block) -> Sums:
     sums = _shifted(sums, lax.stop_gradient(jnp.maximum(largest, here)))
     shift = _finite(sums.largest)
     others = sums.others + jnp.sum(jnp.where(block.own, 0, jnp.exp(block.logits - shift)), axis=1, keepdims=True)
-    logit = logit + jnp.sum(jnp.where(block.own, block.logits, 0), axis=1, keepdims=True)
+    # Looked up, since a sum with a select would write one more block.
+    here, inside = block.label, (block.label >= 0) & (block.label < block.logits.shape[1])
+    logit = logit + jnp.where(inside, _rows.pick(block.logits, here, 1), 0)
     if options.loss.label_smoothing:
         weights = jnp.broadcast_to(block.weights, block.logits.shape)
         smooth = sums.smooth + jnp.sum(_rows.times(weights, shift - block.logits), axis=1, keepdims=True)

@@ -267,8 +267,8 @@ def _forward(rule, x, scale, bias, where, given):
 
 
 def _backward(rule, residuals, g):
-    x, (scale, bias, where) = residuals.x, residuals[5:]
-    groups = reduced(rule, rule.view)
+    x, scale, where = residuals.x, residuals.scale, residuals.where
+    groups, dtype = reduced(rule, rule.view), residuals.rstd.dtype
 
     def per_group(statistic: jax.Array | None) -> Any:
         if statistic is None:
@@ -276,47 +276,10 @@ def _backward(rule, residuals, g):
         return reshape(statistic, groups if statistic.size == math.prod(groups) else (1,) * len(groups))
 
     mean, correction, rstd, count = (per_group(s) for s in residuals[1:5])
-    dtype = rstd.dtype
-    centre, remainder, factor = written_out(rule, mean, correction, rstd, dtype=dtype)
+    columns = written_out(rule, mean, correction, rstd, dtype=dtype)
+    centre, _, factor = columns
     scale_columns = None if scale is None else in_columns(rule, cast(reshape(scale, rule.scale_view), dtype))
-
-    def wide(values: jax.Array) -> jax.Array:
-        return cast(values, dtype)
-
-    def weighted(values: jax.Array) -> jax.Array:
-        return values if scale is None else values * cast(reshape(scale, rule.scale_view), dtype)
-
-    # The sums of (3) and (4): s1 of g_hat x_hat, s2 of g_hat. With shared axes two passes over g serve both equations,
-    # and the factors r and the correction, the same for all of a group, stay outside. Without, there are four sums.
-    shared, rest = shared_axes(rule)
-    x_columns, g_columns = (in_columns(rule, reshape(a, rule.view)) for a in (x, g))
-    if shared:
-        over_g = over_shared(rule, wide, g_columns)
-        if mean is None:
-            over_g_x_hat = over_shared(rule, lambda g, x: wide(g) * wide(x), g_columns, x_columns)
-        else:
-            over_g_x_hat = over_shared(rule, lambda g, x, c: wide(g) * (wide(x) - c), g_columns, x_columns, centre)
-        if correction is not None:
-            over_g_x_hat = over_g_x_hat - over_g * cast(correction, dtype)
-        over_g_x_hat = jnp.where(rstd == 0, 0, over_g_x_hat * rstd)
-        s1, s2 = (jnp.sum(weighted(s), axis=rest, keepdims=True) for s in (over_g_x_hat, over_g))
-        dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
-        dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
-    else:
-
-        def over_others(parameter: jax.Array | None, view: tuple[int, ...], values: jax.Array) -> Any:
-            if parameter is None:
-                return None
-            return cotangent_for(parameter, apart(rule, lambda v: sum_to_shape(wide(v), view), values), view)
-
-        def g_times_x_hat(g: jax.Array, x: jax.Array) -> jax.Array:
-            return wide(g) * _x_hat(x, centre, remainder, factor, where)
-
-        products = apart(rule, g_times_x_hat, g_columns, x_columns)
-        s1 = over_group(rule, weighted, products)
-        s2 = over_group(rule, lambda g: weighted(wide(g)), g_columns)
-        dscale = over_others(scale, rule.scale_view, products)  # (3)
-        dbias = over_others(bias, rule.bias_view, g_columns)
+    (s1, s2), dscale, dbias = _sums_over_g(rule, residuals, g, correction, rstd, columns)
 
     # x_hat s1 / (n - ddof) + s2 / n of (4), with what is constant in a group put together first
     slope = level = None
@@ -329,7 +292,7 @@ def _backward(rule, residuals, g):
         slope, level = written_out(rule, slope, level, dtype=dtype)
 
     def input_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-        x, g_hat = (in_columns(rule, reshape(wide(a), rule.view)) for a in (x, g))
+        x, g_hat = (in_columns(rule, reshape(cast(a, dtype), rule.view)) for a in (x, g))
         if scale_columns is not None:
             g_hat = g_hat * scale_columns
         if slope is not None:
@@ -345,6 +308,51 @@ def _backward(rule, residuals, g):
         # Apart, or XLA would keep what it widened in the forward pass, and compute dx again within what transposes it.
         dx = apart(rule, input_gradient, x, g)
     return cotangent_for(x, dx), dscale, dbias
+
+
+def _sums_over_g(rule, residuals, g, correction, rstd, columns):
+    """The sums of (4) over each group, s1 of g_hat x_hat and s2 of g_hat, and of (3): the parameters' gradients.
+
+    `columns` are the mean, its correction and rstd in columns. With shared axes two passes over g serve both equations,
+    and the factors r and the correction, the same for all of a group, stay outside. Without, there are four sums.
+    """
+    x, (scale, bias, where) = residuals.x, residuals[5:]
+    dtype, (centre, remainder, factor) = rstd.dtype, columns
+
+    def wide(values: jax.Array) -> jax.Array:
+        return cast(values, dtype)
+
+    def weighted(values: jax.Array) -> jax.Array:
+        return values if scale is None else values * wide(reshape(scale, rule.scale_view))
+
+    shared, rest = shared_axes(rule)
+    x_columns, g_columns = (in_columns(rule, reshape(a, rule.view)) for a in (x, g))
+    if shared:
+        over_g = over_shared(rule, wide, g_columns)
+        if centre is None:
+            over_g_x_hat = over_shared(rule, lambda g, x: wide(g) * wide(x), g_columns, x_columns)
+        else:
+            over_g_x_hat = over_shared(rule, lambda g, x, c: wide(g) * (wide(x) - c), g_columns, x_columns, centre)
+        if correction is not None:
+            over_g_x_hat = over_g_x_hat - over_g * wide(correction)
+        over_g_x_hat = jnp.where(rstd == 0, 0, over_g_x_hat * rstd)
+        s1, s2 = (jnp.sum(weighted(s), axis=rest, keepdims=True) for s in (over_g_x_hat, over_g))
+        dscale = None if scale is None else cotangent_for(scale, over_g_x_hat, rule.scale_view)  # (3)
+        dbias = None if bias is None else cotangent_for(bias, over_g, rule.bias_view)
+        return (s1, s2), dscale, dbias
+
+    def over_others(parameter: jax.Array | None, view: tuple[int, ...], values: jax.Array) -> Any:
+        if parameter is None:
+            return None
+        return cotangent_for(parameter, apart(rule, lambda v: sum_to_shape(wide(v), view), values), view)
+
+    def g_times_x_hat(g: jax.Array, x: jax.Array) -> jax.Array:
+        return wide(g) * _x_hat(x, centre, remainder, factor, where)
+
+    products = apart(rule, g_times_x_hat, g_columns, x_columns)
+    s1 = over_group(rule, weighted, products)
+    s2 = over_group(rule, lambda g: weighted(wide(g)), g_columns)
+    return (s1, s2), over_others(scale, rule.scale_view, products), over_others(bias, rule.bias_view, g_columns)
 
 
 def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tuple[Moments, jax.Array | None]:

@@ -273,6 +273,22 @@ def test_one_by_one_under_vmap(batched, strides):
         np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+def test_depthwise_under_vmap(strides):
+    """y and dX are elementwise for all kernels at once, in no loop."""
+    x, kernel = normal(3, 2, 7, 6, 4), normal(3, 3, 3, 1, 4, seed=1)
+
+    def both(conv, x, kernel):
+        y, vjp = jax.vjp(lambda x: conv(x, kernel, strides=strides, feature_group_count=4), x)
+        return y, vjp(jnp.cos(y))[0]
+
+    program = jax.jit(jax.vmap(functools.partial(both, jn.conv))).lower(x, kernel).compile()
+    assert "while" not in program.as_text()
+    wanted = zip(*[both(reference.conv, *pair) for pair in zip(x, kernel, strict=True)], strict=True)
+    for have, want in zip(program(x, kernel), wanted, strict=True):
+        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("names", [("NHC", "HIO", "NHC"), ("NCH", "OIH", "HNC")], ids=str)
 @pytest.mark.parametrize("size", [2, 17])

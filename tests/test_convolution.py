@@ -375,10 +375,14 @@ def curved(fun):
 
 @pytest.mark.parametrize("in_axes", [(0, None, None), (None, 0, None), (1, 2, 0), (3, -1, None), (None, None, 0)])
 @pytest.mark.parametrize(
-    "options", [{"strides": 2}, {"feature_group_count": 2, "dimension_numbers": ("NCH", "OIH", "NCH")}]
+    "options, shapes",
+    [
+        ({"strides": 2}, ((2, 6, 4), (3, 4, 5), (5,))),
+        ({"strides": 2, "feature_group_count": 4}, ((2, 6, 4), (3, 1, 4), (4,))),
+        ({"feature_group_count": 2, "dimension_numbers": ("NCH", "OIH", "NCH")}, ((2, 4, 6), (4, 2, 3), (4,))),
+    ],
 )
-def test_vmap_matches_a_loop(in_axes, options):
-    shapes = ((2, 4, 6), (4, 2, 3), (4,)) if "dimension_numbers" in options else ((2, 6, 4), (3, 4, 5), (5,))
+def test_vmap_matches_a_loop(in_axes, options, shapes):
     rows = [[normal(*s, seed=10 * i + j) for j, s in enumerate(shapes)] for i in range(3)]
     stacked = [
         rows[0][j] if axis is None else jnp.stack([row[j] for row in rows], axis) for j, axis in enumerate(in_axes)

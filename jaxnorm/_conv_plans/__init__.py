@@ -190,8 +190,9 @@ def _is_product(geometry: Geometry) -> bool:
 
 
 def _convolve_batches(geometry: Geometry, kernel: jax.Array) -> bool:
-    """Matrix products of every entry of x, and depthwise sums over taps, which are elementwise."""
-    depthwise = geometry.groups > 1 and kernel.shape[-2] == 1 and set(geometry.input_dilation) == {1}
+    """Matrix products of every entry of x, and depthwise sums over taps, in phases or not, which are elementwise."""
+    left_to_xla = set(geometry.input_dilation) != {1} and set(geometry.strides) != {1}
+    depthwise = geometry.groups > 1 and kernel.shape[-2] == 1 and not left_to_xla
     return depthwise or (_is_product(geometry) and math.prod(geometry.strides) == 1)
 
 

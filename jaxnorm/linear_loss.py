@@ -288,8 +288,8 @@ def _add_block(options: Options, sums: Sums, block: Block) -> Sums:
     shift = _finite(sums.largest)
     others = sums.others + jnp.sum(jnp.where(block.own, 0, jnp.exp(block.logits - shift)), axis=1, keepdims=True)
     # Looked up, since a sum with a select would write one more block.
-    here, inside = block.label, (block.label >= 0) & (block.label < block.logits.shape[1])
-    logit = logit + jnp.where(inside, _rows.pick(block.logits, here, 1), 0)
+    inside = (block.label >= 0) & (block.label < block.logits.shape[1])
+    logit = logit + jnp.where(inside, _rows.pick(block.logits, block.label, 1), 0)
     if options.loss.label_smoothing:
         weights = jnp.broadcast_to(block.weights, block.logits.shape)
         smooth = sums.smooth + jnp.sum(_rows.times(weights, shift - block.logits), axis=1, keepdims=True)

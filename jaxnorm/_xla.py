@@ -1,4 +1,4 @@
-"""What XLA's CPU backend must be kept from: putting into one pass, or sharing, what runs better apart.
+"""What XLA's CPU backend must be kept from: putting into one pass, sharing, or starting first, what it had better not.
 
 On no other platform is anything here of use; each rule chooses it by `lax.platform_dependent`.
 """
@@ -23,3 +23,12 @@ def apart(function: Callable[..., Any], *arrays: Any) -> Any:
     this for `compute_on`.
     """
     return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")
+
+
+def later(array: jax.Array) -> jax.Array:
+    """`array`, for what nothing else waits for: XLA's CPU backend begins with the array's other uses.
+
+    It orders operations by a breadth-first search from the arguments. An empty call in between, which takes no time,
+    puts a use behind all those that need the array itself.
+    """
+    return apart(lambda array: array, array)

@@ -1,4 +1,7 @@
-"""What is compiled apart: on a CPU it stays a call to the end, elsewhere it is none, and nothing else changes."""
+"""What is compiled apart: on a CPU it stays a call to the end, elsewhere it is none, and nothing else changes.
+
+And what is put off: it comes after the other uses of the same array.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ from jax import export
 from support import random_like
 
 import jaxnorm as jn
-from jaxnorm._xla import apart
+from jaxnorm._xla import apart, later
 
 X, KERNEL = random_like(jnp.zeros((2, 4, 4, 6))), random_like(jnp.zeros((3, 3, 1, 6)), 1)
 
@@ -22,6 +25,21 @@ def test_calls_survive_the_compiler():
     """Without them all would be right and slow."""
     program = jax.jit(gradient).lower(X, KERNEL).compile().as_text()
     assert sum(" call(" in line and 'inlineable="false"' in line for line in program.splitlines()) >= 8
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a matter of the CPU backend")
+@pytest.mark.parametrize("put_off", [0, 1])
+def test_order(put_off):
+    """The first of two uses comes second if it is put off, as the second does anyway."""
+
+    def f(x):
+        y = jnp.sin(x)
+        return [apart(use, later(y) if i == put_off else y) for i, use in enumerate([jnp.cosh, jnp.sinh])]
+
+    program = jax.jit(f).lower(X).compile().as_text()
+    entry = program[program.index("ENTRY") :]
+    found = [entry.index(f"jit({name})") for name in ("cosh", "sinh")]
+    assert (found[0] > found[1]) == (put_off == 0)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from jaxnorm._axes import as_float_array, canonical_axis, cast, compute_dtype, cotangent_for, static_float, static_int
 from jaxnorm.losses import _rows
 
-LONG_ROW = 8192  # classes
+LONG_ROW = 1024  # classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +199,8 @@ def _slope_sum(options: Options, violations: jax.Array) -> jax.Array:
     """sum_j d_j of (3) for each row, exactly for power 1.
 
     XLA's CPU backend sums the rows of a float array fast, but not of an array it has to compare first: 400,000 rows of
-    10 took 22 ms that way, 7 as a sum of integers. Of long rows the sign, which it need not write down first, is 20%
-    faster than either.
+    10 took 22 ms that way, 7 as a sum of integers. Of long rows the sign, which it need not write down first, is
+    faster than either: 2.9 ms against 4.0 for rows of 1024, but 4.4 against 3.3 for rows of 1000.
     """
     if options.power == 2:
         return 2 * jnp.sum(violations, axis=options.axis, keepdims=True)

@@ -3,10 +3,12 @@
 On no other platform is anything here of use; each rule chooses it by `lax.platform_dependent`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
@@ -23,6 +25,11 @@ def apart(function: Callable[..., Any], *arrays: Any) -> Any:
     this for `compute_on`.
     """
     return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")
+
+
+def apart_on_cpu(function: Callable[..., Any], *arrays: Any) -> Any:
+    """`function(*arrays)`, apart where it is compiled for a CPU."""
+    return lax.platform_dependent(*arrays, cpu=functools.partial(apart, function), default=function)
 
 
 def later(array: jax.Array) -> jax.Array:

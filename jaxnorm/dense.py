@@ -29,7 +29,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, dot, reshape, static_int
-from jaxnorm._xla import apart
+from jaxnorm._xla import apart_on_cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
     if output.dtype.itemsize > 2:
         return rectified(output, g)
     # Apart, since XLA's CPU backend would keep the output for it in float32, as it was before it was rounded.
-    return lax.platform_dependent(output, g, cpu=functools.partial(apart, rectified), default=rectified)
+    return apart_on_cpu(rectified, output, g)
 
 
 def _options(rectify: bool, num_feature_axes: int, precision: Any) -> Options:

@@ -14,7 +14,9 @@ from support import assert_close, random_like, value_and_vjp
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import saved_bytes
+from jaxnorm.losses import _reductions
 from jaxnorm.losses._hinge import LONG_ROW
+from jaxnorm.losses._reductions import FEW
 
 INTEGER = jn.softmax_cross_entropy_with_integer_labels
 
@@ -46,6 +48,65 @@ def confident(lead: float, classes: int) -> np.ndarray:
     row = -np.random.default_rng(0).random((1, classes)) * 3
     row[0, 1] = row.max() + lead
     return row
+
+
+@given(
+    st.integers(0, 2**16),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.sampled_from([1, 2, 7, FEW, FEW + 1]),
+    st.sampled_from([{}, {"shared": True}, {"fused": True}]),
+    st.sampled_from([1, 1 << 30]),
+)
+@settings(max_examples=15, deadline=None, derandomize=True)
+def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
+    axis = min(axis, len(sizes) - 1)
+    sizes[axis] = classes
+    row = [1 if a == axis else size for a, size in enumerate(sizes)]
+    arrays = random_like([jnp.zeros((2, *shape)) for shape in (sizes, sizes, row)], seed)
+
+    def of(x, y, factor, absent):
+        assert absent is None
+        return jnp.where(y > 0, x, factor * x)
+
+    def reduced(*arrays):
+        return (
+            _reductions.sum_over(of, (axis,), *arrays, None, **options),
+            _reductions.max_over(of, (axis,), *arrays, None),
+        )
+
+    def plain(*arrays):
+        terms = of(*arrays, None)
+        return jnp.sum(terms, axis, keepdims=True), jnp.max(terms, axis, keepdims=True)
+
+    def with_gradients(function):
+        def of_one(*arrays):
+            value, vjp = jax.vjp(function, *arrays)
+            return value, vjp(jax.tree.map(jnp.cos, value))
+
+        return jax.vmap(of_one)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_reductions, "LARGE", large)
+        assert_close(*jax.jit(lambda *a: [with_gradients(f)(*a) for f in (reduced, plain)])(*arrays))
+
+
+@pytest.mark.parametrize("classes", [3, FEW + 1])
+@pytest.mark.parametrize("near", [0, 1e-9, 1e-6])
+@pytest.mark.parametrize("level", [1e-3, 1.0, 300.0])
+def test_ties_and_near_ties(level, near, classes):
+    """Also such as differ by less than what exp can tell from a tie."""
+    logits = jnp.full((1, classes), level - 5, jnp.float32).at[0, 1].set(level)
+    logits = logits.at[0, 2].set(np.float32(level - near) if near else level)
+    labels = jnp.full((1, classes), 1e-7, jnp.float32).at[0, 1].set(1 - 1e-4)
+    got, wanted = (
+        value_and_vjp(jn.softmax_cross_entropy, [jnp.asarray(a, dtype) for a in (logits, labels)], jnp.ones(1, dtype))
+        for dtype in (jnp.float32, jnp.float64)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    got, wanted = (jn.log_softmax(jnp.asarray(logits, dtype)) for dtype in (jnp.float32, jnp.float64))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 @over_cross_entropies
@@ -217,11 +278,11 @@ def test_hinge_kinks_and_ties():
         assert np.isnan(loss(jnp.array([[1.0, jnp.nan]]), label)).all()
 
 
-@pytest.mark.parametrize("rows", [2, 8192])
-def test_nan_fills_its_row(rows):
+@pytest.mark.parametrize(("rows", "classes"), [(2, 16), (8192, 16), (8192, 64)])
+def test_nan_fills_its_row(rows, classes):
     """Of many rows XLA's CPU backend makes fusions in which a maximum would lose it."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 16)), jnp.float32).at[1, 3].set(jnp.nan)
-    dense = partial(jn.softmax_cross_entropy, labels=jnp.full(x.shape, 1 / 16))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows, classes)), jnp.float32).at[1, 3].set(jnp.nan)
+    dense = partial(jn.softmax_cross_entropy, labels=jnp.full(x.shape, 1 / classes))
     for function in (jn.softmax, jn.log_softmax, dense, partial(INTEGER, labels=jnp.zeros(rows, int))):
         for call in (function, lambda x, f=function: jax.vjp(f, x)[0]):
             is_nan = np.isnan(jax.jit(call)(x)).reshape(rows, -1)

@@ -8,18 +8,16 @@ Backward, for the incoming cotangent g and T = sum t, from dp_j/dl_i = p_j (delt
 
     dl_j = g (T p_j - t_j)        dt_j = g nll_j                                                                     (2)
 
-At a leader k this would cancel. With U and V the sums of t over the others and over the leaders,
+Where k leads alone this would cancel: e_k = 1 and total = S + 1. With U the sum of t over the others, T = U + t_k and
 
-    T e_k - t_k total = U e_k - t_k S + V (e_k - 1) - t_k (E - 1) + (V - t_k)                                        (3)
-
-where e_k = 1, and if k leads alone E = 1 and V = t_k: what follows the first two terms is 0 then, whatever digits V
-lost as the difference of T and U.
+    T p_k - t_k = (U - t_k S) / total                                                                                (3)
 
 References: Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -37,7 +35,9 @@ from jaxnorm._axes import (
     cotangent_for,
     static_float,
 )
+from jaxnorm._xla import apart_on_cpu
 from jaxnorm.losses import _rows
+from jaxnorm.losses._reductions import sum_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,29 +117,54 @@ def _cross_entropy(options, logits, labels, where):
 
 
 def _cross_entropy_fwd(options, logits, labels, where, log_total=_rows.log_total):
-    l, t = _smoothed(options, logits, labels, where)
-    axes = (options.axis,)
-    sums = _rows.leaders(l, _rows.shift_of(l, axes), axes)
-    possible = _rows.keep(t, _rows.mask_view(where, t.ndim))  # a masked class adds +inf or nothing, and no gradient
-    of_leaders = possible * jnp.floor(jnp.exp(l - sums.shift))
-    parts = (possible, possible - of_leaders)
-    label_total, label_others = (jnp.sum(part, axis=axes, keepdims=True) for part in parts)
-    loss = jnp.sum(_rows.times(t, sums.shift - l), axis=axes, keepdims=True)  # (1)
+    axes, dtype = (options.axis,), compute_dtype(logits, labels)
+    mask, uniform = _rows.mask_view(where, logits.ndim), _uniform(options, dtype, logits, where)
+
+    def logits_of(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return _rows.masked(cast(logits, dtype), mask)
+
+    shift = _rows.shift_of(logits_of, axes, logits, mask)
+    sums = _rows.leaders(logits_of, axes, shift, logits, mask)
+
+    def total(of: Callable[..., jax.Array]) -> jax.Array:
+        def of_smoothed(logits, labels, mask, uniform, shift):
+            l, t = _smoothed(options, logits, labels, mask, uniform)
+            return of(l, t, _rows.keep(t, mask), shift)
+
+        return sum_over(of_smoothed, axes, logits, labels, mask, uniform, shift)
+
+    # A masked class adds +inf to the loss or nothing, and no gradient: the other sums take what is possible.
+    label_total = total(lambda l, t, possible, shift: possible)
+    label_others = total(lambda l, t, possible, shift: possible - possible * _rows.leads(l, shift))
+    loss = total(lambda l, t, possible, shift: _rows.times(t, shift - l))  # (1)
     loss = jnp.squeeze(loss + label_total * log_total(sums.others, sums.leading), axes)
     return cast(loss, compute_dtype(logits)), Residuals(logits, labels, where, sums, label_total, label_others)
 
 
 def _cross_entropy_bwd(options, residuals, g):
     logits, labels, where, (shift, others, leading), label_total, label_others = residuals
-    l, t = _smoothed(options, logits, labels, where)
-    g, total = jnp.expand_dims(cast(g, l.dtype), options.axis), others + leading
+    mask, uniform = _rows.mask_view(where, logits.ndim), _uniform(options, shift.dtype, logits, where)
+    l, t = _smoothed(options, logits, labels, mask, uniform)
+    g = jnp.expand_dims(cast(g, l.dtype), options.axis)
+
+    def factors(g, others, leading, label_total, label_others):
+        """Of e and -t in (2), and of 1 and -t in (3), which in a tie is (2) as well."""
+        total, alone = others + leading, leading == 1
+        over_total = g * _rows.reciprocal(total)
+        of_e, of_t = over_total * label_total, jnp.where(total == 0, 0, g)
+        return (
+            of_e,
+            of_t,
+            jnp.where(alone, over_total * label_others, of_e),
+            jnp.where(alone, over_total * others, of_t),
+        )
+
+    # Apart, or XLA's CPU backend would compute them again for each element.
+    of_e, of_t, leader, leader_of_t = apart_on_cpu(factors, g, others, leading, label_total, label_others)
     e = jnp.exp(l - shift)
-    label_leading, alone = label_total - label_others, leading == 1
-    at_leader = label_others * e - t * others + (label_leading * (e - 1) - t * (leading - 1))
-    at_leader = at_leader + jnp.where(alone, 0, label_leading - t)  # (3)
-    elsewhere = label_total * e - t * total
-    dlogits = (g * _rows.reciprocal(total)) * jnp.where(e == 1, at_leader, elsewhere)  # (2)
-    dlogits = cotangent_for(logits, _rows.keep(dlogits, _rows.mask_view(where, l.ndim)))
+    # A leader's e - 1 is 0, but its derivative is not.
+    dlogits = jnp.where(l == shift, (of_e * (e - 1) + leader) - t * leader_of_t, of_e * e - t * of_t)
+    dlogits = cotangent_for(logits, _rows.keep(dlogits, mask))
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return dlogits, None, None
     nll = jnp.where(l == -jnp.inf, 0, (shift - l) + _rows.log_total(others, leading))
@@ -149,13 +174,20 @@ def _cross_entropy_bwd(options, residuals, g):
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
-def _smoothed(options: Options, logits, labels, where) -> tuple[jax.Array, jax.Array]:
+def _uniform(options: Options, dtype, logits, where) -> jax.Array | None:
+    """a / C, of the rank of the logits, if there is smoothing."""
+    if not options.label_smoothing:
+        return None
+    mask = _rows.mask_view(where, logits.ndim)
+    uniform = options.label_smoothing / _rows.class_count(mask, dtype, logits.shape, options.axis)
+    return jnp.full((1,) * logits.ndim, uniform, dtype) if isinstance(uniform, float) else uniform
+
+
+def _smoothed(options: Options, logits, labels, mask, uniform) -> tuple[jax.Array, jax.Array]:
     """The logits with -inf where masked and the smoothed labels, in the compute dtype."""
     dtype = compute_dtype(logits, labels)
-    mask = _rows.mask_view(where, logits.ndim)
     l, t = _rows.masked(cast(logits, dtype), mask), cast(labels, dtype)
     t = jnp.where(l == -jnp.inf, lax.stop_gradient(t), t)  # no gradient there, so no second derivative either
-    if options.label_smoothing:
-        uniform = options.label_smoothing / _rows.class_count(mask, dtype, l.shape, options.axis)
+    if uniform is not None:
         t = (1 - options.label_smoothing) * t + _rows.keep(jnp.broadcast_to(uniform, t.shape), mask)
     return l, t

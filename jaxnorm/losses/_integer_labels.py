@@ -43,6 +43,7 @@ from jaxnorm._axes import (
     static_int,
 )
 from jaxnorm.losses import _rows
+from jaxnorm.losses._reductions import sum_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +201,23 @@ def _cross_entropy(options, logits, labels, where, class_weights):
 
 def _cross_entropy_fwd(options, logits, labels, where, class_weights):
     axis, (l, mask, weights) = options.axis, _capped(options, logits, where, class_weights)
-    shift = _rows.shift_of(l, (axis,))
-    own = _rows.is_label(_rows.widened(jnp.expand_dims(labels, axis)), l.shape, axis)
-    others = jnp.sum(_exponentials(l, shift, own), axis=axis, keepdims=True)
+    wide = _rows.widened(jnp.expand_dims(labels, axis))
+    index = _rows.class_index(wide.dtype, l.shape, axis)
+    logits_of = functools.partial(_logits, options, l.dtype)
+
+    def other(index, wide, shift, logits, mask):
+        return _exponentials(logits_of(logits, mask), shift, index == wide)
+
+    def smooth(weights, shift, logits, mask):
+        l = logits_of(logits, mask)
+        return _rows.times(_rows.keep(jnp.broadcast_to(weights, l.shape), mask), shift - l)
+
+    shift = _rows.shift_of(logits_of, (axis,), logits, mask)
+    others = sum_over(other, (axis,), index, wide, shift, logits, mask, shared=True)
     residuals = Residuals(logits, labels, where, class_weights, shift, others)
     row = _row(options, residuals)
     if options.label_smoothing:
-        smooth = _rows.times(_rows.keep(jnp.broadcast_to(row.uniform * weights, l.shape), mask), shift - l)
-        row = row._replace(smooth=jnp.sum(smooth, axis=axis, keepdims=True))
+        row = row._replace(smooth=sum_over(smooth, (axis,), row.uniform * weights, shift, logits, mask))
     loss, lse = (cast(jnp.squeeze(r, axis), compute_dtype(logits)) for r in losses_of(options, row))
     return (loss, lse), residuals
 
@@ -258,7 +268,12 @@ def _capped(options: Options, logits, where, class_weights) -> tuple[jax.Array, 
         weights = jnp.ones((1,) * logits.ndim, dtype)
     else:
         weights = _rows.per_class(cast(class_weights, dtype), logits.ndim, options.axis)
-    return _rows.masked(softcapped(options, cast(logits, dtype)), mask), mask, weights
+    return _logits(options, dtype, logits, mask), mask, weights
+
+
+def _logits(options: Options, dtype, logits, mask) -> jax.Array:
+    """The logits in the compute dtype, capped, with -inf where masked."""
+    return _rows.masked(softcapped(options, cast(logits, dtype)), mask)
 
 
 def _row(options: Options, residuals: Residuals) -> Row:

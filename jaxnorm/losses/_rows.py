@@ -17,6 +17,7 @@ c is held constant in every derivative (it cancels in (1)), so that derivatives 
 whose classes are all masked, or all -inf, has total = 0; its p is 0, its lse -inf and its gradient 0.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +26,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._axes import as_array, as_parameter, cast, expand_rank, reshape
-
-Axes = tuple[int, ...]
+from jaxnorm.losses._reductions import Axes, Operand, max_over, sum_over
 
 
 class Leaders(NamedTuple):
@@ -53,31 +53,48 @@ def times(weight: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.where(void, 0, weight * jnp.where(void, 0, value))
 
 
-def shift_of(logits: jax.Array, axes: Axes) -> jax.Array:
-    """c of (1), without derivative, and 0 for a row without classes."""
-    largest = lax.stop_gradient(jnp.max(logits, axis=axes, keepdims=True, initial=-jnp.inf))
+def shift_of(logits_of: Callable[..., jax.Array], axes: Axes, *operands: Operand) -> jax.Array:
+    """c of (1) for the logits `logits_of(*operands)`, without derivative; 0 for a row without classes."""
+    largest = max_over(logits_of, axes, *lax.stop_gradient(operands))
     return jnp.where(largest == -jnp.inf, 0, largest)
 
 
-def finite_shift_of(logits: jax.Array, axes: Axes) -> jax.Array:
-    """c of (1), without derivative, and the lowest number for a row without classes.
+def finite_shift_of(logits_of: Callable[..., jax.Array], axes: Axes, *operands: Operand) -> jax.Array:
+    """The same, but the lowest number for a row without classes.
 
     XLA's CPU backend takes a function of a row that has no select, sums and all, in one pass (a YNNPACK fusion): for
     results of x's size where nothing else is kept. (Where more is kept, that fusion would write out what is shared.)
     """
-    largest = lax.stop_gradient(jnp.max(logits, axis=axes, keepdims=True, initial=-jnp.inf))
-    return jnp.maximum(largest, jnp.finfo(logits.dtype).min)
+    largest = max_over(logits_of, axes, *lax.stop_gradient(operands))
+    return jnp.maximum(largest, jnp.finfo(largest.dtype).min)
 
 
-def leaders(logits: jax.Array, shift: jax.Array, axes: Axes) -> Leaders:
-    """The sums of (2), with the leaders for k: classes less than a rounding away from c lead too, since their e is 1.
+def leads(logits: jax.Array, shift: jax.Array) -> jax.Array:
+    """[l = c]: 1 for a leader and 0 for the others, without derivative.
 
-    A select in place of the floor would be written out by XLA's CPU backend before it takes a sum. Of the derivative of
-    a leader's e all is in S and nothing in E; every equation takes their sum.
+    A select in place of the maximum would be written out by XLA's CPU backend before it takes a sum. What is below c is
+    so by at least the smallest number, of which this makes 1.
     """
-    e = jnp.exp(logits - shift)
-    leads = jnp.floor(e)
-    return Leaders(shift, *(jnp.sum(part, axis=axes, keepdims=True) for part in (e - leads, leads)))
+    steep = 1 / jnp.finfo(logits.dtype).tiny
+    return jnp.maximum(0, 1 + steep * lax.stop_gradient(logits - shift))
+
+
+def leaders(
+    logits_of: Callable[..., jax.Array], axes: Axes, shift: jax.Array, *operands: Operand, shared: bool = False
+) -> Leaders:
+    """The sums of (2), with the leaders for k, for the logits `logits_of(*operands)`; `shared` as in `sum_over`.
+
+    Of the derivative of a leader's e all is in S and nothing in E; every equation takes their sum.
+    """
+
+    def other(shift: jax.Array, *operands: Operand) -> jax.Array:
+        logits = logits_of(*operands)
+        return jnp.exp(logits - shift) - leads(logits, shift)
+
+    def leading(shift: jax.Array, *operands: Operand) -> jax.Array:
+        return leads(logits_of(*operands), shift)
+
+    return Leaders(shift, *(sum_over(part, axes, shift, *operands, shared=shared) for part in (other, leading)))
 
 
 def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:
@@ -145,9 +162,14 @@ def widened(labels: jax.Array) -> jax.Array:
     return labels if labels.dtype == jnp.int64 else cast(labels, jnp.int32)
 
 
+def class_index(dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """The number of each class, to compare with labels; all other axes have size 1."""
+    return lax.broadcasted_iota(dtype, [size if a == axis else 1 for a, size in enumerate(shape)], axis)
+
+
 def is_label(labels: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
     """True at each row's own class; labels have the class axis at size 1."""
-    return lax.broadcasted_iota(labels.dtype, shape, axis) == labels
+    return class_index(labels.dtype, shape, axis) == labels
 
 
 def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:

@@ -29,6 +29,7 @@ from jaxnorm._axes import (
     compute_dtype,
     cotangent_for,
 )
+from jaxnorm.losses._reductions import sum_over
 from jaxnorm.losses._rows import (
     finite_shift_of,
     keep,
@@ -128,10 +129,9 @@ def _checked(x, axis, where) -> tuple[jax.Array, tuple[int, ...], jax.Array | No
     return x, canonical_axes("axis", axis, x.ndim), as_mask(where, x.shape, "x")
 
 
-def _classes(x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-    """The logits in the compute dtype with -inf where masked, and the mask at x's rank."""
-    where = mask_view(where, x.ndim)
-    return masked(cast(x, compute_dtype(x)), where), where
+def _logits(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """x in the compute dtype with -inf where masked."""
+    return masked(cast(x, compute_dtype(x)), mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -140,18 +140,27 @@ def _softmax(axes, x, where):
 
 
 def _softmax_fwd(axes, x, where):
-    logits, _ = _classes(x, where)
-    e = jnp.exp(logits - finite_shift_of(logits, axes))
-    total = jnp.sum(e, axis=axes, keepdims=True)
+    mask = mask_view(where, x.ndim)
+    shift = finite_shift_of(_logits, axes, x, mask)
+
+    def exponential(x: jax.Array, mask: jax.Array | None, shift: jax.Array) -> jax.Array:
+        return jnp.exp(_logits(x, mask) - shift)
+
+    total = sum_over(exponential, axes, x, mask, shift, fused=True)
     # (1): a total is at least 1, and does not change, or 0 for a row without classes.
-    y = cast(e / (total + jnp.finfo(total.dtype).eps / 4), x.dtype)
+    y = cast(exponential(x, mask, shift) / (total + jnp.finfo(total.dtype).eps / 4), x.dtype)
     return y, SoftmaxResiduals(y, where)
 
 
 def _softmax_bwd(axes, residuals, g):
-    y = cast(residuals.y, compute_dtype(residuals.y))
-    g = keep(cast(g, y.dtype), mask_view(residuals.where, y.ndim))
-    return cotangent_for(residuals.y, y * (g - jnp.sum(g * y, axis=axes, keepdims=True))), None  # (2)
+    y, mask = residuals.y, mask_view(residuals.where, residuals.y.ndim)
+    dtype = compute_dtype(y)
+
+    def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return keep(cast(g, dtype), mask)
+
+    along_y = sum_over(lambda y, g, mask: kept(g, mask) * cast(y, dtype), axes, y, g, mask, fused=True)
+    return cotangent_for(y, cast(y, dtype) * (kept(g, mask) - along_y)), None  # (2)
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
@@ -159,24 +168,30 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_softmax(axes, x, where):
-    logits, _ = _classes(x, where)
-    shift, others, leading = leaders(logits, finite_shift_of(logits, axes), axes)
-    return cast((logits - shift) - log_total_in_one_pass(others, leading), x.dtype)  # (1)
+    mask = mask_view(where, x.ndim)
+    shift = finite_shift_of(_logits, axes, x, mask)
+    shift, others, leading = leaders(_logits, axes, shift, x, mask, shared=True)
+    return cast((_logits(x, mask) - shift) - log_total_in_one_pass(others, leading), x.dtype)  # (1)
 
 
 def _log_softmax_fwd(axes, x, where):
-    logits, _ = _classes(x, where)
-    shift, others, leading = leaders(logits, shift_of(logits, axes), axes)
-    y = cast((logits - shift) - log_total(others, leading), x.dtype)  # (1)
+    mask = mask_view(where, x.ndim)
+    shift = shift_of(_logits, axes, x, mask)
+    shift, others, leading = leaders(_logits, axes, shift, x, mask)
+    y = cast((_logits(x, mask) - shift) - log_total(others, leading), x.dtype)  # (1)
     return y, LogSoftmaxResiduals(x, shift, others + leading, where)
 
 
 def _log_softmax_bwd(axes, residuals, g):
-    logits, where = _classes(residuals.x, residuals.where)
-    g = keep(cast(g, logits.dtype), where)
+    mask = mask_view(residuals.where, residuals.x.ndim)
+    logits = _logits(residuals.x, mask)
+
+    def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return keep(cast(g, logits.dtype), mask)
+
     # For a row without classes a select is due; it also keeps what follows, with its select, out of the sum's fusion.
-    of_e = jnp.where(residuals.total == 0, 0, jnp.sum(g, axis=axes, keepdims=True) / residuals.total)
-    dx = g - jnp.exp(logits - residuals.shift) * of_e  # (3)
+    of_e = jnp.where(residuals.total == 0, 0, sum_over(kept, axes, g, mask) / residuals.total)
+    dx = kept(g, mask) - jnp.exp(logits - residuals.shift) * of_e  # (3)
     return cotangent_for(residuals.x, jnp.where(logits == -jnp.inf, 0, dx)), None
 
 

@@ -140,13 +140,17 @@ def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     one = geometry.with_axis(axis, kernel_size=1, kernel_dilation=1, input_size=rows, padding=(0, 0))
     starts = geometry.kernel_dilation[axis] * jnp.arange(window[axis])
     met = functools.partial(lax.dynamic_slice_in_dim, xp, slice_size=rows, axis=axis + 1)
-    sums = lax.map(lambda start: _column_sums(one, met(start), g), starts)
+    sums = lax.map(lambda start: _column_sums(one, met(start), g, together=True), starts)
     sums = lax.reshape(sums, (window[axis], *window[:axis], *window[axis + 1 :], 1, outputs))
     return jnp.moveaxis(sums, 0, axis)
 
 
-def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:
-    """The sums over all positions, `(taps, O)`, from the padded x."""
+def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, together: bool = False) -> jax.Array:
+    """The sums over all positions, `(taps, O)`, from the padded x.
+
+    `together` they are one array, of one pass and one sum. For the taps of a loop that is 1.1 to 1.4 times as fast (the
+    7 of 7x7 kernels: 1.5 -> 1.3 ms, 1.6 -> 1.3), for the 9 of 3x3 kernels, of larger arrays, .9 times.
+    """
     batch, length, *_, channels = g.shape
     images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
     rows = min(length, ROWS)
@@ -155,10 +159,12 @@ def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array) -> jax.Array:
     taps, positions = list(np.ndindex(*geometry.kernel_size)), tuple(range(g.ndim - 1))
 
     def sums_of_rows(x: jax.Array, g: jax.Array) -> list[jax.Array]:
-        return [_sum_of_rows(tap(geometry, x, k)[:, :whole], g[:, :whole], rows) for k in taps]
+        sums = [_sum_of_rows(tap(geometry, x, k)[:, :whole], g[:, :whole], rows) for k in taps]
+        return [jnp.stack(sums, -2)] if together else sums
 
     def add(totals: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return totals + jnp.stack([jnp.sum(s, axis=positions) for s in apart(sums_of_rows, *chunk)]), None
+        sums = [jnp.sum(s, axis=positions) for s in apart(sums_of_rows, *chunk)]
+        return totals + (sums[0] if together else jnp.stack(sums)), None
 
     def chunks(a: jax.Array) -> jax.Array:
         return lax.reshape(a, (batch // images, images, *a.shape[1:]))

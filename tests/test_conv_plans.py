@@ -129,10 +129,7 @@ def bind(table, by_lax, geometry, few):
 
     def call(formulation, recursive, limits, a, b):
         with contextlib.ExitStack() as stack:
-            for (
-                module,
-                name,
-            ) in limits:  # the loops that otherwise only large windows, many groups and large batches reach
+            for module, name in limits:  # what otherwise only large windows and arrays and many groups reach
                 stack.enter_context(mock.patch.object(module, name, 1))
             return formulation(geometry, a, b, *([by_lax] if recursive else []))
 
@@ -146,6 +143,7 @@ def bind(table, by_lax, geometry, few):
 
 LIMITS = [
     (kernel_gradient, "CHUNK"),
+    (forward, "IN_CACHE"),
     (forward, "UNROLLED_TERMS"),
     (forward, "UNROLLED_CONVOLUTIONS"),
     (kernel_gradient, "UNROLLED_TAPS"),

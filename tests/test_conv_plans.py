@@ -108,7 +108,7 @@ def convolutions(draw):
 
 
 exploring = settings(
-    max_examples=60,
+    max_examples=45,
     deadline=None,
     derandomize=True,
     database=None,

@@ -97,7 +97,7 @@ def check_geometry(name, x, kernel, outputs, options):
 
 
 exploring = settings(
-    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -58,7 +58,7 @@ def confident(lead: float, classes: int) -> np.ndarray:
     st.sampled_from([{}, {"shared": True}, {"fused": True}]),
     st.sampled_from([1, 1 << 30]),
 )
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
     axis = min(axis, len(sizes) - 1)
     sizes[axis] = classes

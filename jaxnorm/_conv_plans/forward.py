@@ -148,7 +148,8 @@ def _add_shifts(geometry: Geometry, xp: jax.Array, kernel: jax.Array, y: jax.Arr
     """The sum from the padded x, added to y: a few terms in each pass over y.
 
     A pass of 49 terms reads as many places of x, further apart than a core's cache is large: a 7x7 kernel's took .75 ms
-    on 16 x 16 x 16 x 64 and 1.25 on 4 x 14 x 14 x 384, passes of 13 take .5 and .7 to .8. From memory y is read less.
+    on 16 x 16 x 16 x 64 and 1.25 on 4 x 14 x 14 x 384, passes of 13 take .5 and .7 to .8. A y that no cache holds comes
+    from memory in each pass: fewer passes for that.
     """
     *window, inputs, outputs = kernel.shape
     taps = list(np.ndindex(*window))

@@ -10,7 +10,6 @@ from jaxnorm.convolution import conv_transpose as conv_transpose
 from jaxnorm.dense import affine as affine
 from jaxnorm.dense import affine_relu as affine_relu
 from jaxnorm.dense import relu as relu
-from jaxnorm.linear_loss import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jaxnorm.losses import log_softmax as log_softmax
 from jaxnorm.losses import multiclass_hinge_loss as multiclass_hinge_loss
 from jaxnorm.losses import multiclass_svm_loss as multiclass_svm_loss
@@ -19,6 +18,7 @@ from jaxnorm.losses import softmax_cross_entropy as softmax_cross_entropy
 from jaxnorm.losses import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
+from jaxnorm.losses._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jaxnorm.normalization import normalize as normalize
 from jaxnorm.norms import BatchStats as BatchStats
 from jaxnorm.norms import batch_norm as batch_norm

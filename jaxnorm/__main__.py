@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 import jaxnorm
-from jaxnorm.cases import Case, all_cases
 from jaxnorm.check import Report
+from jaxnorm.check._cases import Case, all_cases
 from jaxnorm.check._library import check_case
 from jaxnorm.check._report import as_table
 

@@ -46,14 +46,14 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, static_bool, static_int
-from jaxnorm._conv_plans import (
+from jaxnorm._arguments import as_float_array, as_parameter, static_bool, static_int
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.convolution.choice import convolve, correlate
+from jaxnorm._lower.convolution.geometry import (
     Geometry,
     Order,
     Pairs,
     channels_last,
-    convolve,
-    correlate,
     dilated,
     flipped,
     from_canonical,

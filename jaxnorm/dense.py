@@ -28,8 +28,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import as_float_array, as_parameter, cast, compute_dtype, cotangent_for, dot, reshape, static_int
-from jaxnorm._xla import apart_on_cpu
+from jaxnorm._arguments import as_float_array, as_parameter, static_int
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
+from jaxnorm._lower.calls import outlined_on_cpu
+from jaxnorm._lower.products import dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +239,7 @@ def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
     if output.dtype.itemsize > 2:
         return rectified(output, g)
     # Apart, since XLA's CPU backend would keep the output for it in float32, as it was before it was rounded.
-    return apart_on_cpu(rectified, output, g)
+    return outlined_on_cpu(rectified, output, g)
 
 
 def _options(rectify: bool, num_feature_axes: int, precision: Any) -> Options:

@@ -37,29 +37,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
+from jaxnorm._arguments import (
     Axes,
     AxisName,
     as_float_array,
     as_mask,
     canonical_axes,
-    cast,
     check_broadcastable,
-    compute_dtype,
-    cotangent_for,
-    expand_rank,
-    reshape,
     static_bool,
     static_float,
     static_int,
-    sum_to_shape,
 )
-from jaxnorm._groups import (
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, expand_rank, reshape, sum_to_shape
+from jaxnorm._lower.groups import (
     Rule,
-    apart,
     by_platform,
     in_columns,
     in_one_pass,
+    outlined,
     over_group,
     over_shared,
     reduced,
@@ -238,7 +233,7 @@ def _output(rule, x, scale, bias, where, given):
             y = y + cast(reshape(bias, rule.bias_view), dtype)
         return cast(y, x.dtype)
 
-    return reshape(apart(rule, output, reshape(x, rule.view)), x.shape), None
+    return reshape(outlined(rule, output, reshape(x, rule.view)), x.shape), None
 
 
 def _forward(rule, x, scale, bias, where, given):
@@ -306,7 +301,7 @@ def _backward(rule, residuals, g):
         dx = jnp.zeros_like(x)  # a lone element is its mean
     else:
         # Apart, or XLA would keep what it widened in the forward pass, and compute dx again within what transposes it.
-        dx = apart(rule, input_gradient, x, g)
+        dx = outlined(rule, input_gradient, x, g)
     return cotangent_for(x, dx), dscale, dbias
 
 
@@ -344,12 +339,12 @@ def _sums_over_g(rule, residuals, g, correction, rstd, columns):
     def over_others(parameter: jax.Array | None, view: tuple[int, ...], values: jax.Array) -> Any:
         if parameter is None:
             return None
-        return cotangent_for(parameter, apart(rule, lambda v: sum_to_shape(wide(v), view), values), view)
+        return cotangent_for(parameter, outlined(rule, lambda v: sum_to_shape(wide(v), view), values), view)
 
     def g_times_x_hat(g: jax.Array, x: jax.Array) -> jax.Array:
         return wide(g) * _x_hat(x, centre, remainder, factor, where)
 
-    products = apart(rule, g_times_x_hat, g_columns, x_columns)
+    products = outlined(rule, g_times_x_hat, g_columns, x_columns)
     s1 = over_group(rule, weighted, products)
     s2 = over_group(rule, lambda g: weighted(wide(g)), g_columns)
     return (s1, s2), over_others(scale, rule.scale_view, products), over_others(bias, rule.bias_view, g_columns)
@@ -376,7 +371,7 @@ def _moments(rule: Rule, x: jax.Array, mask: jax.Array | None, dtype: Any) -> tu
     n = jnp.maximum(count, 1)
     # Both sums are about a pivot within 4 standard deviations of the mean, so that neither waits for the other. What
     # cancels is at most 16 times the variance, and usually nothing: the pivot is then as good as the mean.
-    pivot = apart(rule, lambda x: _pivot(rule, cast(x, dtype), mask), lax.stop_gradient(x))
+    pivot = outlined(rule, lambda x: _pivot(rule, cast(x, dtype), mask), lax.stop_gradient(x))
     (about,) = written_out(rule, pivot, dtype=dtype)
     shift = total(lax.sub, columns, about) / n
     squares = total(lambda x, about: lax.square(x - about), columns, about)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
+from jaxnorm._arguments import (
     Axes,
     AxisName,
     as_float_array,
@@ -24,13 +24,11 @@ from jaxnorm._axes import (
     as_parameter,
     canonical_axes,
     canonical_axis,
-    cast,
-    compute_dtype,
-    expand_rank,
     static_bool,
     static_float,
     static_int,
 )
+from jaxnorm._cotangents import cast, compute_dtype, expand_rank
 from jaxnorm.normalization import Rule, apply, check_ddof, group_size
 
 

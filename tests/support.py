@@ -1,4 +1,4 @@
-"""What the tests over `jaxnorm.cases` share: a case's differentiable side, cotangents, comparisons."""
+"""What the tests over `jaxnorm.check._cases` share: a case's differentiable side, cotangents, comparisons."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm.cases import Case, all_cases
+from jaxnorm.check._cases import Case, all_cases
 
 CASES = all_cases()
 # The first case of every function and those with the most options: for tests that differ by rule, not by every option.

@@ -8,7 +8,7 @@ import pytest
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm.cases import all_cases
+from jaxnorm.check._cases import all_cases
 
 SIGNATURES = """
 normalize(x, scale=None, bias=None, *, reduction_axes, epsilon=1e-05, use_mean=True, ddof=0, where=None, axis_name=None)

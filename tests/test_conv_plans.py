@@ -14,7 +14,8 @@ from jax import lax
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm._conv_plans import Geometry, forward, kernel_gradient, transposed_kernel
+from jaxnorm._lower.convolution import forward, kernel_gradient
+from jaxnorm._lower.convolution.geometry import Geometry, transposed_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,7 +40,7 @@ def leading(geometry):
     return geometry.space > 1 and geometry.input_dilation[0] == 1
 
 
-def apart(geometry):
+def disjoint(geometry):
     """No two windows of the dilated input overlap."""
     fits = all(k <= e for k, e in zip(geometry.kernel_size, geometry.input_dilation, strict=True))
     return fits and one_group(geometry) and {*geometry.strides, *geometry.kernel_dilation} == {1}
@@ -58,7 +59,7 @@ def phased(geometry):
 
 FORWARD = [
     (forward.by_product, pointwise, False),
-    (forward.by_blocks, apart, False),
+    (forward.by_blocks, disjoint, False),
     (forward.by_phases, phased, True),
     (forward.by_leading_taps, leading, True),
     (forward.by_shifts, undilated, False),

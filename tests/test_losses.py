@@ -13,10 +13,10 @@ from support import assert_close, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
+from jaxnorm._lower import rows
+from jaxnorm._lower.rows import FEW
 from jaxnorm.check import saved_bytes
-from jaxnorm.losses import _reductions
 from jaxnorm.losses._hinge import LONG_ROW
-from jaxnorm.losses._reductions import FEW
 
 INTEGER = jn.softmax_cross_entropy_with_integer_labels
 
@@ -71,8 +71,8 @@ def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
 
     def reduced(*arrays):
         return (
-            _reductions.sum_over(of, (axis,), *arrays, None, **options),
-            _reductions.max_over(of, (axis,), *arrays, None),
+            rows.sum_over(of, (axis,), *arrays, None, **options),
+            rows.max_over(of, (axis,), *arrays, None),
         )
 
     def plain(*arrays):
@@ -87,7 +87,7 @@ def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
         return jax.vmap(of_one)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_reductions, "LARGE", large)
+        patch.setattr(rows, "LARGE", large)
         assert_close(*jax.jit(lambda *a: [with_gradients(f)(*a) for f in (reduced, plain)])(*arrays))
 
 

@@ -5,8 +5,8 @@ import pytest
 from support import CASES, CHOSEN, is_float, over
 
 import jaxnorm as jn
-from jaxnorm.cases import Case
 from jaxnorm.check import check_vjp
+from jaxnorm.check._cases import Case
 from jaxnorm.check._library import check_case
 
 

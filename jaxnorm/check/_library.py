@@ -6,7 +6,7 @@ import jax
 
 import jaxnorm
 from jaxnorm import reference
-from jaxnorm.cases import Case
+from jaxnorm.check._cases import Case
 from jaxnorm.check._report import Report
 from jaxnorm.check._vjp import check_vjp
 

@@ -25,19 +25,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
-    as_array,
-    as_float_array,
-    as_mask,
-    canonical_axis,
-    cast,
-    compute_dtype,
-    cotangent_for,
-    static_float,
-)
-from jaxnorm._xla import apart_on_cpu
+from jaxnorm._arguments import as_array, as_float_array, as_mask, canonical_axis, static_float
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.calls import outlined_on_cpu
+from jaxnorm._lower.rows import sum_over
 from jaxnorm.losses import _rows
-from jaxnorm.losses._reductions import sum_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +152,7 @@ def _cross_entropy_bwd(options, residuals, g):
         )
 
     # Apart, or XLA's CPU backend would compute them again for each element.
-    of_e, of_t, leader, leader_of_t = apart_on_cpu(factors, g, others, leading, label_total, label_others)
+    of_e, of_t, leader, leader_of_t = outlined_on_cpu(factors, g, others, leading, label_total, label_others)
     e = jnp.exp(l - shift)
     # A leader's e - 1 is 0, but its derivative is not.
     dlogits = jnp.where(l == shift, (of_e * (e - 1) + leader) - t * leader_of_t, of_e * e - t * of_t)

@@ -25,9 +25,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import as_float_array, canonical_axis, cast, compute_dtype, cotangent_for, static_float, static_int
+from jaxnorm._arguments import as_float_array, canonical_axis, static_float, static_int
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.rows import max_over, sum_over
 from jaxnorm.losses import _rows
-from jaxnorm.losses._reductions import max_over, sum_over
 
 LONG_ROW = 1024  # classes
 

@@ -31,19 +31,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
-    as_float_array,
-    as_mask,
-    canonical_axis,
-    cast,
-    compute_dtype,
-    cotangent_for,
-    static_bool,
-    static_float,
-    static_int,
-)
+from jaxnorm._arguments import as_float_array, as_mask, canonical_axis, static_bool, static_float, static_int
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.rows import sum_over
 from jaxnorm.losses import _rows
-from jaxnorm.losses._reductions import sum_over
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import as_array, as_parameter, cast, expand_rank, reshape
-from jaxnorm.losses._reductions import Axes, Operand, max_over, sum_over
+from jaxnorm._arguments import as_array, as_parameter
+from jaxnorm._cotangents import cast, expand_rank, reshape
+from jaxnorm._lower.rows import Axes, Operand, max_over, sum_over
 
 
 class Leaders(NamedTuple):

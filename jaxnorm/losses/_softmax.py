@@ -20,16 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
-    Axes,
-    as_float_array,
-    as_mask,
-    canonical_axes,
-    cast,
-    compute_dtype,
-    cotangent_for,
-)
-from jaxnorm.losses._reductions import sum_over
+from jaxnorm._arguments import Axes, as_float_array, as_mask, canonical_axes
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.rows import sum_over
 from jaxnorm.losses._rows import (
     finite_shift_of,
     keep,

@@ -32,19 +32,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm._axes import (
-    AxisName,
-    as_float_array,
-    as_parameter,
-    cast,
-    compute_dtype,
-    cotangent_for,
-    dot,
-    reshape,
-    static_int,
-    varying_axes,
-    varying_like,
-)
+from jaxnorm._arguments import AxisName, as_float_array, as_parameter, static_int
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape, varying_axes, varying_like
+from jaxnorm._lower.products import dot
 from jaxnorm.losses import _integer_labels, _rows
 
 # A block of logits has about this many elements unless the caller says otherwise: large enough for full-speed products,

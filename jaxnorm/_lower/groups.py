@@ -5,7 +5,7 @@ the axes along which no parameter varies, the shared ones, and of what is left o
 axes, the first serves the parameters' gradients too, and the rest is small.
 
 The views, the order of the sums, the blocks and what is compiled apart are for XLA's CPU backend, which is particular
-about them; on a GPU or TPU nothing is apart, and the rest changes nothing that matters.
+about them; on a GPU or TPU nothing is outlined, and the rest changes nothing that matters.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import _xla
-from jaxnorm._axes import AxisName, cast, reshape
+from jaxnorm._arguments import AxisName
+from jaxnorm._cotangents import cast, reshape
+from jaxnorm._lower import calls
 
 BLOCK = 1 << 15  # numbers that lead to a sum at a time: 128 KB
 SPAN = 1 << 18  # numbers that a group may reach over in memory: of 131,072 one pass was faster, of 262,144 slower
@@ -114,9 +115,9 @@ def reduced(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if a in rule.axes else s for a, s in enumerate(shape))
 
 
-def apart(rule: Rule, function: Callable[..., Any], *arrays: Any) -> Any:
+def outlined(rule: Rule, function: Callable[..., Any], *arrays: Any) -> Any:
     """`function(*arrays)`, on a CPU compiled on its own."""
-    return _xla.apart(function, *arrays) if rule.on_cpu else function(*arrays)
+    return calls.outlined(function, *arrays) if rule.on_cpu else function(*arrays)
 
 
 def shared_axes(rule: Rule) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -158,7 +159,7 @@ def written_out(rule: Rule, *statistics: jax.Array | None, dtype: Any) -> list[A
     def columns(*statistics: jax.Array | None) -> list[Any]:
         return [None if s is None else in_columns(rule, cast(s, dtype)) for s in statistics]
 
-    return apart(rule, columns, *statistics)
+    return outlined(rule, columns, *statistics)
 
 
 def over_group(rule: Rule, of: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -166,7 +167,7 @@ def over_group(rule: Rule, of: Callable[..., jax.Array], *arrays: jax.Array) -> 
     shared, rest = shared_axes(rule)
     if shared:
         return jnp.sum(over_shared(rule, of, *arrays), axis=rest, keepdims=True)
-    return apart(rule, lambda *arrays: jnp.sum(of(*arrays), axis=rest, keepdims=True), *arrays)
+    return outlined(rule, lambda *arrays: jnp.sum(of(*arrays), axis=rest, keepdims=True), *arrays)
 
 
 def over_shared(rule: Rule, of: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
@@ -177,7 +178,7 @@ def over_shared(rule: Rule, of: Callable[..., jax.Array], *arrays: jax.Array) ->
     blocks = _blocks(rule, axes, shape)
     if blocks > 1:
         arrays = tuple(_cut(a, shape, blocks) for a in arrays)
-    total = apart(rule, lambda *arrays: jnp.sum(of(*arrays), axis=axes, keepdims=True), *arrays)
+    total = outlined(rule, lambda *arrays: jnp.sum(of(*arrays), axis=axes, keepdims=True), *arrays)
     if blocks > 1:
         total = jnp.sum(lax.reshape(total, (shape[0], blocks, shape[2])), axis=1, keepdims=True)
     return reshape(total, tuple(1 if a in shared else s for a, s in enumerate(rule.view)))

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import varying_like
-from jaxnorm._conv_plans import forward
-from jaxnorm._conv_plans.forward import channel_blocks, padded, tap
-from jaxnorm._conv_plans.geometry import Geometry, transposed_kernel
-from jaxnorm._xla import apart
+from jaxnorm._cotangents import varying_like
+from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.convolution import forward
+from jaxnorm._lower.convolution.forward import channel_blocks, padded, tap
+from jaxnorm._lower.convolution.geometry import Geometry, transposed_kernel
 
 Correlate = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
@@ -163,7 +163,7 @@ def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, together: bool
         return [jnp.stack(sums, -2)] if together else sums
 
     def add(totals: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        sums = [jnp.sum(s, axis=positions) for s in apart(sums_of_rows, *chunk)]
+        sums = [jnp.sum(s, axis=positions) for s in outlined(sums_of_rows, *chunk)]
         return totals + (sums[0] if together else jnp.stack(sums)), None
 
     def chunks(a: jax.Array) -> jax.Array:

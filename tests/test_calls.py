@@ -11,7 +11,7 @@ from jax import export
 from support import random_like
 
 import jaxnorm as jn
-from jaxnorm._xla import apart, later
+from jaxnorm._lower.calls import later, outlined
 
 X, KERNEL = random_like(jnp.zeros((2, 4, 4, 6))), random_like(jnp.zeros((3, 3, 1, 6)), 1)
 
@@ -34,7 +34,7 @@ def test_order(put_off):
 
     def f(x):
         y = jnp.sin(x)
-        return [apart(use, later(y) if i == put_off else y) for i, use in enumerate([jnp.cosh, jnp.sinh])]
+        return [outlined(use, later(y) if i == put_off else y) for i, use in enumerate([jnp.cosh, jnp.sinh])]
 
     program = jax.jit(f).lower(X).compile().as_text()
     entry = program[program.index("ENTRY") :]
@@ -53,7 +53,7 @@ def test_transforms():
         return jnp.sin(x) * y, jnp.sum(x * y)
 
     def alone(x, y):
-        return apart(f, x, y)
+        return outlined(f, x, y)
 
     def derivatives(f):
         return lambda x, y: (f(x, y), jax.jacrev(f)(x, y), jax.jacfwd(jax.jacrev(f))(x, y))

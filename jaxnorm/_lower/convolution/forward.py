@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._axes import varying_like
-from jaxnorm._conv_plans.geometry import Geometry, channels_last, flipped
-from jaxnorm._xla import apart
+from jaxnorm._cotangents import varying_like
+from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.convolution.geometry import Geometry, channels_last, flipped
 
 Convolve = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 Terms = list[tuple[int, tuple[int, ...]]]  # in-group channels and taps
@@ -174,10 +174,10 @@ def _add_shifts(geometry: Geometry, xp: jax.Array, kernel: jax.Array, y: jax.Arr
     # Apart: XLA would compute it again for every entry of what it is fused into (a padding of y: 100 times slower).
     every: list[Terms] = [[(c, k) for k in taps] for c in range(inputs)]
     for terms in every if laid_out else [sum(every, [])]:
-        x = apart(functools.partial(channel, terms[0][0]), xp) if laid_out else xp
+        x = outlined(functools.partial(channel, terms[0][0]), xp) if laid_out else xp
         passes = -(-len(terms) // (TERMS_IN_CACHE if in_cache else TERMS))
         for some in np.array_split(np.arange(len(terms)), passes):
-            y = apart(functools.partial(add, [terms[i] for i in some]), x, kernel, y)
+            y = outlined(functools.partial(add, [terms[i] for i in some]), x, kernel, y)
     assert y is not None  # a kernel has a tap
     return y
 

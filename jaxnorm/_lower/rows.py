@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._xla import apart, apart_on_cpu
+from jaxnorm._lower.calls import outlined, outlined_on_cpu
 
 Axes = tuple[int, ...]
 Operand = jax.Array | None
@@ -24,7 +24,7 @@ Operand = jax.Array | None
 FEW = 32  # classes: of 64 the dense cross-entropy took 18 ms with its sums as slices, 12 without
 LARGE = (
     1 << 21
-)  # numbers: of 1024 x 1000 log_softmax took 2.0 ms with its sums apart, 1.7 without; of 4096 x 1000 8.1, 8.4
+)  # numbers: of 1024 x 1000 log_softmax took 2.0 ms with its sums outlined, 1.7 without; of 4096 x 1000 8.1, 8.4
 
 
 def sum_over(
@@ -44,7 +44,7 @@ def sum_over(
     if _few(shape, axes, fused):
         return _of_slices(lax.add, total, of, axes[0], operands)
     if math.prod(shape) >= LARGE and not (shared or fused):
-        return apart_on_cpu(total, *operands)
+        return outlined_on_cpu(total, *operands)
     return total(*operands)
 
 
@@ -83,4 +83,4 @@ def _of_slices(combine, reduction, of, axis: int, operands: tuple[Operand, ...])
             terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
         return terms[0]
 
-    return lax.platform_dependent(*operands, cpu=functools.partial(apart, written_out), default=reduction)
+    return lax.platform_dependent(*operands, cpu=functools.partial(outlined, written_out), default=reduction)

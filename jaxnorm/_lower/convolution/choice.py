@@ -20,25 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from jaxnorm._axes import cast
-from jaxnorm._conv_plans import forward, kernel_gradient
-from jaxnorm._conv_plans.geometry import (
-    Geometry,
-    Order,
-    Pairs,
-    channels_last,
-    dilated,
-    flipped,
-    from_canonical,
-    to_canonical,
-    transposed_kernel,
-)
-from jaxnorm._xla import apart, later
-
-__all__ = [
-    "Geometry", "Order", "Pairs", "channels_last", "convolve", "correlate", "dilated", "flipped", "from_canonical",
-    "to_canonical", "transposed_kernel",
-]  # fmt: skip
+from jaxnorm._cotangents import cast
+from jaxnorm._lower.calls import later, outlined
+from jaxnorm._lower.convolution import forward, kernel_gradient
+from jaxnorm._lower.convolution.geometry import Geometry, Order, from_canonical, to_canonical
 
 Formulation = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
@@ -134,7 +119,7 @@ def _bilinear(
             return on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
 
         def alone(a: jax.Array, b: jax.Array) -> jax.Array:
-            return apart(functools.partial(call.of, widened), a, later(b) if waits else b)
+            return outlined(functools.partial(call.of, widened), a, later(b) if waits else b)
 
         return lax.platform_dependent(a, b, cpu=alone, default=functools.partial(call.of, elsewhere))
 

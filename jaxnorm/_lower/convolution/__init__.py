@@ -1,0 +1,1 @@
+"""Convolutions: which formulation computes what, and each formulation."""

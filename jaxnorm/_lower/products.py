@@ -1,0 +1,32 @@
+"""Matrix products, accumulated in a wider dtype than their operands'."""
+
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxnorm._arguments import Axes
+from jaxnorm._cotangents import cast
+from jaxnorm._lower.calls import outlined
+
+
+def dot(
+    a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any, precision: lax.PrecisionLike = None
+) -> jax.Array:
+    """The matrix product over `axes` (of a, of b), accumulated in `dtype`, to which only unequal operands are cast."""
+    left, right = ((axis,) if isinstance(axis, int) else tuple(axis) for axis in axes)
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.dot_general(a, b, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype)
+
+    def widened(a: jax.Array, b: jax.Array) -> jax.Array:
+        return product(cast(a, dtype), cast(b, dtype))
+
+    if a.dtype == b.dtype == dtype:
+        return product(a, b)
+    # XLA's CPU backend computes 16-bit products in float32 anyway, and fails at run time on some of them that have a
+    # float32 result (a transposed one inside a scan: "DotThunk: BF16 x BF16 = F32"). The product is
+    # outlined, since XLA would keep the operands that it widened in the forward pass until the backward pass.
+    otherwise = product if a.dtype == b.dtype else widened
+    return lax.platform_dependent(a, b, cpu=functools.partial(outlined, widened), default=otherwise)

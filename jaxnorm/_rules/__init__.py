@@ -1,0 +1,1 @@
+"""The equations: no views, no platform, no compiler."""

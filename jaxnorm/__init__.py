@@ -5,6 +5,9 @@ Normalizations, softmax and its losses, dense layers and convolution as pure fun
 `jaxnorm.reference` holds a plain twin of every function, for forward mode and for checking.
 """
 
+from jaxnorm._batch_norm import BatchStats as BatchStats
+from jaxnorm._batch_norm import batch_norm as batch_norm
+from jaxnorm._batch_norm import init_batch_stats as init_batch_stats
 from jaxnorm.convolution import conv as conv
 from jaxnorm.convolution import conv_transpose as conv_transpose
 from jaxnorm.dense import affine as affine
@@ -19,11 +22,8 @@ from jaxnorm.losses import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
 from jaxnorm.losses._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
-from jaxnorm.normalization import normalize as normalize
-from jaxnorm.norms import BatchStats as BatchStats
-from jaxnorm.norms import batch_norm as batch_norm
 from jaxnorm.norms import group_norm as group_norm
-from jaxnorm.norms import init_batch_stats as init_batch_stats
 from jaxnorm.norms import instance_norm as instance_norm
 from jaxnorm.norms import layer_norm as layer_norm
+from jaxnorm.norms import normalize as normalize
 from jaxnorm.norms import rms_norm as rms_norm

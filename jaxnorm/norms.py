@@ -1,19 +1,14 @@
-"""Layer, RMS, instance, group and batch normalization: each a choice of axes on the one rule of `normalization`.
+"""Normalization over any axes, layer, RMS, instance and group normalization: each a choice of axes on one rule.
 
     layer, RMS   reduce `reduction_axes` (the features), one group per example
     instance     reduces every axis but the batch and the features
     group        the same after the features are split into consecutive groups of channels
-    batch        reduces every axis but the features; in training it also updates running statistics
 
-Only the reshape of the parameters and, for groups, of x differ; both happen inside the rule.
+Only the reshape of the parameters and, for groups, of x differ; both happen inside the rule, whose equations stand in
+`_rules/normalization.py`. Batch normalization, with its running statistics, is in `_batch_norm.py`.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
-
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._arguments import (
@@ -24,12 +19,80 @@ from jaxnorm._arguments import (
     as_parameter,
     canonical_axes,
     canonical_axis,
-    static_bool,
-    static_float,
+    check_broadcastable,
     static_int,
 )
-from jaxnorm._cotangents import cast, compute_dtype, expand_rank
-from jaxnorm.normalization import Rule, apply, check_ddof, group_size
+from jaxnorm._cotangents import expand_rank
+from jaxnorm._lower.plain import Layout
+from jaxnorm._normalized import Call, normalized
+from jaxnorm._rules.normalization import Norm
+
+
+def normalize(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    reduction_axes: Axes,
+    epsilon: float = 1e-5,
+    use_mean: bool = True,
+    ddof: int = 0,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> jax.Array:
+    """Normalizes over any axes: `y = (x - mean) * rsqrt(var + epsilon) * scale + bias`.
+
+    Args:
+      x: floating-point array of any shape; differentiable.
+      scale: float array that broadcasts to `x.shape`, or None for 1; differentiable.
+      bias: float array that broadcasts to `x.shape`, or None for 0; differentiable.
+      reduction_axes: the axis or axes over which the statistics are taken; static.
+      epsilon: added to the variance, at least 0; static.
+      use_mean: False leaves out the centring and takes `mean(x**2)` in place of the variance (RMS); static.
+      ddof: the variance divides by `n - ddof`: 0 is the usual, 1 Bessel's correction; static.
+      where: boolean mask that broadcasts to `x.shape`, True where a position enters the statistics. Outputs are
+        computed for all positions. A group with `n <= ddof` selected has `y = bias` and gradient 0.
+      axis_name: name, or tuple of names, of mapped axes (shard_map, `vmap(axis_name=...)`) whose devices share the
+        statistics, each weighted by its count; static.
+
+    Returns:
+      Array of x's shape and dtype. Statistics are computed in float32 (float64 if an argument is float64), from
+      sums about a value near the mean, so that a large common mean costs no digits.
+
+    Gradient:
+      Equations (3) and (4) of `_rules/normalization.py`. Kept for it: the inputs, and per group the mean and
+      1/sqrt(var + epsilon).
+
+    Raises:
+      TypeError: an array is not floating-point, or `where` not boolean.
+      ValueError: an axis out of range or named twice, a shape that does not broadcast, an option out of its range, or
+        groups of a size n with `0 < n <= ddof`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]])
+      >>> print(jn.normalize(x, reduction_axes=1, epsilon=0.0).round(3))
+      [[-1.225  0.     1.225]
+       [ 0.     0.     0.   ]]
+
+    References:
+      Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167; Ba, Kiros and Hinton 2016,
+      https://arxiv.org/abs/1607.06450; Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+    """
+    x = as_float_array("x", x)
+    axes = canonical_axes("reduction_axes", reduction_axes, x.ndim)
+    scale, bias = (None if p is None else as_float_array(n, p) for n, p in (("scale", scale), ("bias", bias)))
+    for name, parameter in (("scale", scale), ("bias", bias)):
+        if parameter is not None:
+            check_broadcastable(name, parameter.shape, x.shape, "x")
+    mask = as_mask(where, x.shape, "x")
+
+    def view(array: jax.Array | None) -> tuple[int, ...]:
+        return () if array is None else expand_rank(array.shape, x.ndim)
+
+    layout = Layout(x.shape, axes, view(scale), view(bias), view(mask), axis_name)
+    return normalized(Call(Norm(epsilon, use_mean, ddof), layout), x, scale, bias, mask)[0]
 
 
 def layer_norm(
@@ -74,7 +137,7 @@ def layer_norm(
     References:
       Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450.
     """
-    return _over_features(x, scale, bias, Rule((), (), epsilon=epsilon, axis_name=axis_name), reduction_axes, where)
+    return _over_features(Norm(epsilon), x, scale, bias, reduction_axes, where, axis_name)
 
 
 def rms_norm(
@@ -117,8 +180,7 @@ def rms_norm(
     References:
       Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
-    rule = Rule((), (), epsilon=epsilon, use_mean=False, axis_name=axis_name)
-    return _over_features(x, scale, None, rule, reduction_axes, where)
+    return _over_features(Norm(epsilon, use_mean=False), x, scale, None, reduction_axes, where, axis_name)
 
 
 def instance_norm(
@@ -211,172 +273,14 @@ def group_norm(
     return _over_groups(as_float_array("x", x), scale, bias, num_groups, feature_axis, epsilon, where)
 
 
-class BatchStats(NamedTuple):
-    """Batch normalization's running statistics: a mean and a variance per channel.
-
-    Attributes:
-      mean: array of shape `(C,)`, float32 (float64 for float64 inputs).
-      var: array of shape `(C,)`, float32 (float64 for float64 inputs).
-    """
-
-    mean: jax.Array
-    var: jax.Array
-
-
-def init_batch_stats(num_features: int, *, dtype: jax.typing.DTypeLike = jnp.float32) -> BatchStats:
-    """Running statistics to start from: mean 0, variance 1.
-
-    Args:
-      num_features: the number of channels C; static.
-      dtype: the floating-point dtype; static.
-
-    Returns:
-      `BatchStats` of two arrays of shape `(C,)`.
-
-    Gradient:
-      None: running statistics carry no gradient.
-
-    Raises:
-      TypeError: `num_features` is not an int, or `dtype` not a floating-point dtype.
-      ValueError: `num_features` is negative.
-
-    Example:
-      >>> import jaxnorm as jn
-      >>> print(jn.init_batch_stats(2).var)
-      [1. 1.]
-
-    References:
-      Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
-    """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-    shape = (static_int("num_features", num_features, minimum=0),)
-    return BatchStats(jnp.zeros(shape, dtype), jnp.ones(shape, dtype))
-
-
-def batch_norm(
-    x: ArrayLike,
-    scale: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    stats: BatchStats | None = None,
-    *,
-    training: bool,
-    feature_axis: int = -1,
-    momentum: float = 0.99,
-    epsilon: float = 1e-5,
-    ddof: int = 0,
-    running_ddof: int = 0,
-    where: ArrayLike | None = None,
-    axis_name: AxisName = None,
-) -> tuple[jax.Array, BatchStats]:
-    """Batch normalization: each channel by its mean and variance over the whole batch, or by running ones.
-
-    Args:
-      x: floating-point array of any shape with a channel axis; differentiable.
-      scale: float array of shape `(C,)`, or None for 1; differentiable.
-      bias: float array of shape `(C,)`, or None for 0; differentiable.
-      stats: the running statistics, two float arrays of shape `(C,)`; without gradient. None starts from the batch's.
-      training: True normalizes by the batch's statistics, False by `stats`; static.
-      feature_axis: the channels' axis; every other axis is reduced; static.
-      momentum: in [0, 1]; the new statistics are `momentum * old + (1 - momentum) * batch`; static.
-      epsilon: added to the variance, at least 0; static.
-      ddof: the variance that normalizes divides by `n - ddof`; static.
-      running_ddof: the same for the running variance alone (1 is PyTorch's convention); static.
-      where: boolean mask that broadcasts to `x.shape`: the positions that enter the batch's statistics.
-      axis_name: mapped axes over whose devices the batch is spread (synced statistics); static.
-
-    Returns:
-      `(y, new_stats)`: y of x's shape and dtype; the statistics float32, or float64 if an argument is float64. With
-      `training=False` they are `stats`, unchanged. A channel with nothing selected leaves its own unchanged (mean 0
-      and variance 1 if there were none); one with `n <= running_ddof` selected leaves its variance unchanged.
-
-    Gradient:
-      In training as `layer_norm`, over the batch; with running statistics `dx = r * g_hat`. The statistics, old and
-      new, carry none. Kept for it: the inputs and per channel two and a half numbers.
-
-    Raises:
-      TypeError: an array is not floating-point, `where` not boolean, `stats` no pair.
-      ValueError: `training=False` without `stats`, a parameter's shape, an option out of its range, or a batch of a
-        size n with `0 < n <= ddof` or `0 < n <= running_ddof`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import jaxnorm as jn
-      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
-      >>> y, stats = jn.batch_norm(x, stats=jn.init_batch_stats(2), training=True, momentum=0.9)
-      >>> print(y.round(3), stats.mean.round(3), stats.var.round(3))
-      [[-1. -1.]
-       [ 1.  1.]] [0.2 2. ] [ 1.  10.9]
-
-    References:
-      Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
-    """
-    x = as_float_array("x", x)
-    training = static_bool("training", training)
-    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
-    axes = tuple(a for a in range(x.ndim) if a != axis)
-    channels = (x.shape[axis],)
-    meaning = f"the channels, axis {axis} of x of shape {x.shape}"
-    scale, bias = as_parameter("scale", scale, channels, meaning), as_parameter("bias", bias, channels, meaning)
-    old = None if stats is None else _as_stats(stats, channels, meaning)
-    where = as_mask(where, x.shape, "x")
-    momentum = static_float("momentum", momentum, 0.0, 1.0)
-    running_ddof = static_int("running_ddof", running_ddof, minimum=0)
-    view = tuple(s if a == axis else 1 for a, s in enumerate(x.shape))
-    where_view = () if where is None else expand_rank(where.shape, x.ndim)
-    rule = Rule(x.shape, axes, view, view, where_view, epsilon, True, ddof, axis_name, with_moments=training)
-    if not training:
-        if old is None:
-            raise ValueError("stats must be given with training=False, got None")
-        old = BatchStats(*(lax.stop_gradient(s) for s in old))
-        given = (lax.reshape(old.mean, view), lax.reshape(old.var, view))
-        return apply(rule, x, scale, bias, None, given)[0], old
-    check_ddof("running_ddof", running_ddof, group_size(rule), rule)
-    y, moments = apply(rule, x, scale, bias, where)
-    return y, _update(old, moments, channels[0], momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
-
-
-def _update(
-    old: BatchStats | None,
-    moments: Any,
-    channels: int,
-    momentum: float,
-    ddof: int,
-    running_ddof: int,
-    dtype: Any,
-) -> BatchStats:
-    """The new running statistics: each channel's own again where the batch has nothing to say."""
-    mean, squares, count = (cast(lax.stop_gradient(jnp.broadcast_to(m, channels)), dtype) for m in moments)
-    var = squares / jnp.maximum(count - running_ddof, 1)
-    if old is None:
-        old, momentum = init_batch_stats(channels, dtype=dtype), 0.0
-    old_mean, old_var = (cast(lax.stop_gradient(s), dtype) for s in old)
-    new_mean, new_var = (momentum * o + (1 - momentum) * b for o, b in ((old_mean, mean), (old_var, var)))
-    return BatchStats(
-        jnp.where(count > ddof, new_mean, old_mean),
-        jnp.where(count > max(ddof, running_ddof), new_var, old_var),
-    )
-
-
-def _as_stats(stats: Any, channels: tuple[int, ...], meaning: str) -> BatchStats:
-    """`stats` as a checked `BatchStats`."""
-    if not isinstance(stats, tuple | list) or len(stats) != 2:
-        raise TypeError(f"stats must be a BatchStats (mean, var), got {type(stats).__name__}")
-    mean, var = (
-        as_parameter(f"stats.{n}", s, channels, meaning) for n, s in zip(BatchStats._fields, stats, strict=True)
-    )
-    if mean is None or var is None:
-        raise TypeError("stats must be a BatchStats of two arrays, got None in it")
-    return BatchStats(mean, var)
-
-
 def _over_features(
+    norm: Norm,
     x: ArrayLike,
     scale: ArrayLike | None,
     bias: ArrayLike | None,
-    rule: Rule,
     reduction_axes: Axes,
     where: ArrayLike | None,
+    axis_name: AxisName,
 ) -> jax.Array:
     """The norms whose parameters have the shape of x over the reduced axes."""
     x = as_float_array("x", x)
@@ -387,8 +291,8 @@ def _over_features(
     mask = as_mask(where, x.shape, "x")
     view = tuple(s if a in axes else 1 for a, s in enumerate(x.shape))
     where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
-    rule = dataclasses.replace(rule, view=x.shape, axes=axes, scale_view=view, bias_view=view, where_view=where_view)
-    return apply(rule, x, scale, bias, mask)[0]
+    layout = Layout(x.shape, axes, *_views(scale, bias, view), where_view, axis_name)
+    return normalized(Call(norm, layout), x, scale, bias, mask)[0]
 
 
 def _over_groups(
@@ -416,8 +320,8 @@ def _over_groups(
     view = split(tuple(s if a == axis else 1 for a, s in enumerate(x.shape)))
     where_view = () if mask is None else split(expand_rank(mask.shape, x.ndim))
     axes = tuple(a for a in range(1, x.ndim + 1) if a != axis)
-    rule = Rule(split(x.shape), axes, view, view, where_view, epsilon)
-    return apply(rule, x, scale, bias, mask)[0]
+    layout = Layout(split(x.shape), axes, *_views(scale, bias, view), where_view)
+    return normalized(Call(Norm(epsilon), layout), x, scale, bias, mask)[0]
 
 
 def _feature_axis(x: jax.Array, feature_axis: int) -> int:
@@ -426,3 +330,8 @@ def _feature_axis(x: jax.Array, feature_axis: int) -> int:
     if axis == 0:
         raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
     return axis
+
+
+def _views(scale, bias, view: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The parameters' views, () for an absent one."""
+    return [() if parameter is None else view for parameter in (scale, bias)]

@@ -8,8 +8,8 @@ and no argument checks. Arithmetic is in float32, or float64 if an argument is, 
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.norms import BatchStats as BatchStats
-from jaxnorm.norms import init_batch_stats as init_batch_stats
+from jaxnorm._batch_norm import BatchStats as BatchStats
+from jaxnorm._batch_norm import init_batch_stats as init_batch_stats
 
 
 def _compute(*arrays):

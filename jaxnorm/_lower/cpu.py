@@ -1,0 +1,176 @@
+"""The groups of a normalization as XLA's CPU backend wants them."""
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._cotangents import reshape, sum_to_shape
+from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.plain import Elementwise, Layout, Plain, Term, Terms, itself
+
+BLOCK = 1 << 15  # entries that lead to one sum: as many float32 fit into a core's cache
+SPAN = 1 << 18  # entries that a group may reach over in memory to be read once by one core
+SAMPLE = 16  # the mean of one entry in so many is near enough to the mean to start from
+
+
+class Cpu(Plain):
+    """The groups as XLA's CPU backend wants them.
+
+    The backend reduces (N, H, W, C) over its first axes several times slower than (N, H W, C), so axes are merged. It
+    computes a sum together with all that leads to it, group by group, unless a part has another use: then it writes
+    that part out in full. So each sum is outlined, with operands of its own.
+    """
+
+    def __init__(self, layout: Layout, x_dtype: Any, dtype: Any, backward: bool = False):
+        super().__init__(layout.merged, x_dtype, dtype, backward)
+        self.unmerged = layout
+        self._materialized: dict[int, tuple[jax.Array, jax.Array]] = {}  # by the id of a statistic: it, and its columns
+
+    def at_once(self, of: Elementwise, epsilon: float, x: jax.Array, scale: Any, bias: Any) -> jax.Array | None:
+        """For groups that lie together in memory and fit into a core's cache, in a YNNPACK fusion.
+
+        Such a fusion has no selection (by a mask, of an epsilon of 0), no float64 and one result. Behind a reshape of
+        (1, N, C) it would run on one core, but over two axes it takes many times as long as over them merged.
+        """
+        layout = self.layout
+        together = 0 not in layout.axes and all(a + 1 == b for a, b in itertools.pairwise(layout.axes))
+        span = math.prod(layout.view[min(layout.axes, default=0) :])
+        if not together or not 0 < span < SPAN or self.dtype != jnp.float32 or layout.where_view:
+            return None
+        if epsilon <= float(jnp.finfo(self.dtype).tiny):
+            return None
+        groups = Plain(self.unmerged, self.x_dtype, self.dtype) if len(self.unmerged.axes) == 1 else self
+        viewed = groups.views(x, scale, bias, where=None)[:3]
+        return _outlined(functools.partial(groups.output, of), *viewed)
+
+    # --- the seam ---
+
+    def each(self, of: Elementwise, *terms: Term) -> jax.Array:
+        """The backward pass is outlined: XLA would keep what it widened in the forward pass, and compute dx again
+        within what transposes it. The forward pass is fused with its neighbours.
+        """
+        each = functools.partial(super().each, of)
+        if self.backward:
+            return _outlined(each, *self._ready(terms))
+        # XLA makes three passes of a 16-bit reshape whose result is cast in one place and handed on in another: x is
+        # cast before it is reshaped.
+        x, *others = terms
+        assert self.x is not None and isinstance(x, jax.Array)
+        return each(self._columns(reshape(self._wide(self.x), x.shape)), *self._ready(tuple(others)))
+
+    def total(self, of: Elementwise, *terms: Term) -> jax.Array:
+        if self.layout.shared_axes:
+            return jnp.sum(self._over_shared(of, *terms), axis=self._rest, keepdims=True)
+        return _outlined(functools.partial(super().total, of), *self._ready(terms))
+
+    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> jax.Array:
+        if self.layout.shared_axes:
+            return then(self._over_shared(of, *terms), *map(self._wide, others))
+        if then is itself and len(terms) == 1:  # nothing to do: the array is read where it is summed
+            return terms[0]
+        inner, count = functools.partial(super().inner, of), len(terms)
+        return _outlined(lambda *all: inner(all[:count], then, all[count:]), *self._ready((*terms, *others)))
+
+    def outer(self, of: Elementwise, *terms: Term) -> jax.Array:
+        outer = functools.partial(super().outer, of)
+        return outer(*terms) if self.layout.shared_axes else _outlined(outer, *terms)
+
+    def like(self, parameter: Term, value: jax.Array) -> jax.Array | None:
+        if self.layout.shared_axes or not isinstance(parameter, jax.Array):
+            return super().like(parameter, value)
+        shape = parameter.shape
+        return outlined(lambda value: sum_to_shape(self._wide(value), shape), value)
+
+    def near_mean(self, x: jax.Array, where: Term) -> jax.Array:
+        """From a sample, which costs little to read."""
+        return _outlined(lambda x, where: self._near_mean(x, where, self.layout, SAMPLE), lax.stop_gradient(x), where)
+
+    # --- columns: the view for sums over the shared axes ---
+
+    @functools.cached_property
+    def _parts(self) -> list[list[int]]:
+        """The axes that are merged: neighbours among those that are not shared, but the first; a mask keeps all apart.
+
+        So for group norm (N, H W, groups, channels of a group) becomes (N, H W, C).
+        """
+        axes, shared = range(len(self.layout.view)), self.layout.shared_axes
+        if not shared or self.layout.where_view:
+            return [[axis] for axis in axes]
+        return [list(part) for _, part in itertools.groupby(axes, lambda axis: axis if axis in (0, *shared) else -1)]
+
+    def _columns(self, term: Term) -> Any:
+        """An array of the view, or of size 1 along some of its axes, in columns."""
+        if not isinstance(term, jax.Array):
+            return term
+        shape = list(term.shape)
+        for part in self._parts:
+            if any(shape[axis] != 1 for axis in part):
+                shape[part[0] : part[-1] + 1] = self.layout.view[part[0] : part[-1] + 1]
+        sizes = [math.prod(shape[axis] for axis in part) for part in self._parts]
+        return reshape(jnp.broadcast_to(term, shape), tuple(sizes))
+
+    def _ready(self, terms: tuple[Term, ...]) -> list[Any]:
+        """The terms in columns; the numbers of each group as arrays of their own, in the compute dtype.
+
+        Otherwise a pass over x would compute them again for each element, or look each element's group up.
+        """
+        fresh = [term for term in terms if self._is_statistic(term) and id(term) not in self._materialized]
+        if fresh:
+            columns = outlined(lambda *fresh: [self._columns(self._wide(term)) for term in fresh], *fresh)
+            self._materialized |= {id(term): (term, c) for term, c in zip(fresh, columns, strict=True)}
+        return [self._materialized[id(t)][1] if id(t) in self._materialized else self._columns(t) for t in terms]
+
+    def _is_statistic(self, term: Term) -> bool:
+        """Whether an array holds a number for each group: neither x's entries, nor a parameter's, nor a mask's."""
+        if not isinstance(term, jax.Array) or term.dtype == jnp.bool_ or any(term is p for p in self.parameters):
+            return False
+        return term.size < math.prod(self.layout.view) and all(term.shape[axis] == 1 for axis in self.layout.axes)
+
+    def _over_shared(self, of: Elementwise, *terms: Term) -> jax.Array:
+        """The sums over the shared axes, of which there must be some."""
+        shared = self.layout.shared_axes
+        axes = tuple(i for i, part in enumerate(self._parts) if part[0] in shared)
+        columns = self._ready(terms)
+        shape = jnp.broadcast_shapes(*(column.shape for column in columns if isinstance(column, jax.Array)))
+        blocks = self._blocks(axes, shape)
+        if blocks > 1:
+            columns = [_cut(c, shape, blocks) if isinstance(c, jax.Array) else c for c in columns]
+        total = _outlined(lambda *c: jnp.sum(of(*map(self._wide, c)), axis=axes, keepdims=True), *columns)
+        if blocks > 1:
+            total = jnp.sum(lax.reshape(total, (shape[0], blocks, shape[2])), axis=1, keepdims=True)
+        return reshape(total, tuple(1 if axis in shared else size for axis, size in enumerate(self.layout.view)))
+
+    def _blocks(self, axes: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        """Into how many blocks each entry of a batch is cut, whose sums are added in the end.
+
+        YNNPACK holds all that leads to the sum for one entry, so a block is what fits into a core's cache.
+        """
+        if self.layout.where_view or axes != (1,) or len(shape) != 3:
+            return 1
+        _, length, channels = shape
+        rows = min(length, BLOCK // channels) if channels else 0
+        return next((length // n for n in range(rows, rows // 4, -1) if length % n == 0), 1)
+
+
+def _outlined(function: Elementwise, *terms: Term) -> Any:
+    """`function(*terms)`, outlined; neutral elements stay the numbers that they are."""
+    arrays = [term for term in terms if isinstance(term, jax.Array)]
+
+    def of_arrays(*arrays: jax.Array) -> Any:
+        remaining = iter(arrays)
+        return function(*(next(remaining) if isinstance(term, jax.Array) else term for term in terms))
+
+    return outlined(of_arrays, *arrays)
+
+
+def _cut(values: jax.Array, shape: tuple[int, ...], blocks: int) -> jax.Array:
+    """An array in columns of `shape`, or 1 along some of its axes, with each block as an entry of the batch."""
+    batch, length, channels = shape
+    if values.shape[1] == 1:
+        values = lax.broadcast_in_dim(values, (batch, blocks, 1, channels), (0, 2, 3))
+    return lax.reshape(values, (batch * blocks, length // blocks if values.ndim == 3 else 1, channels))

@@ -1,0 +1,233 @@
+"""Normalization: one rule for batch, layer, instance, group and RMS norm, which differ by their reduction axes alone.
+
+Forward, with m_i in {0, 1} from `where` and every sum over the reduction axes (and over the devices of `axis_name`):
+
+    n = sum(m)    mean = sum(m x) / n    var = sum(m (x - mean)^2) / (n - ddof)                                      (1)
+    rstd = (var + epsilon)^(-1/2)    x_hat = (x - mean) rstd    y = x_hat scale + bias                               (2)
+
+Backward, for the incoming cotangent g and g_hat = g scale:
+
+    dscale = sum of g x_hat    dbias = sum of g    (over the axes along which each was broadcast)                    (3)
+    dx_i = rstd (g_hat_i - m_i (sum(g_hat) / n + x_hat_i sum(g_hat x_hat) / (n - ddof)))                             (4)
+
+Derivation of (4). x_i reaches every output of its group by three ways: itself, the mean and the variance.
+    d x_hat_j / d x_i = rstd (delta_ij - dmean/dx_i) + (x_j - mean) drstd/dx_i
+    dmean/dx_i = m_i / n        dvar/dx_i = 2 m_i (x_i - mean) / (n - ddof)
+(the mean's own part in dvar/dx_i drops out, since sum(m (x - mean)) = 0), and drstd/dvar = -rstd^3 / 2, so that
+    (x_j - mean) drstd/dx_i = -rstd x_hat_j m_i x_hat_i / (n - ddof).
+Multiply by g_hat_j and sum over j: (4). The sums run over all positions, since every output depends on the statistics;
+only the selected ones feed back into them. Root mean square normalization (no centring, the mean of x^2 for the
+variance) loses the mean's way, the first sum. Given statistics (running ones) lose both: dx = rstd g_hat, which is (4)
+with m = 0.
+
+How (1) keeps its digits. Both sums of (1) are taken about a pivot p near the mean, so that a large common mean costs
+nothing: with shift = sum(m (x - p)) / n, the mean is p + shift and sum(m (x - mean)^2) = sum(m (x - p)^2) - n shift^2.
+What p + shift loses to rounding is `low`, which (2) subtracts too. The pivot cancels, so it carries no derivative.
+
+Conventions. A group with n <= ddof, or with var + epsilon = 0, has rstd = 0, hence x_hat = 0, y = bias and dx = 0. An
+absent argument is its neutral element: scale 1.0, bias 0.0, where True, and without centring mean 0.0 and low 0.0.
+Every array has the rank of x and size 1 along the axes on which it does not vary; `groups` knows the reduction axes.
+
+References: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167 (batch norm and its gradient); Chan, Golub and
+LeVeque 1983, "Algorithms for computing the sample variance" (shifted sums, the merging of groups).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Term = jax.Array | float | bool  # an array, or the neutral element in place of an absent one
+Terms = tuple[Term, ...]
+Elementwise = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """The static side of the equations."""
+
+    epsilon: float = 1e-5
+    use_mean: bool = True
+    ddof: int = 0
+
+
+class Statistics(NamedTuple):
+    """What (1) finds of each group; every array has size 1 along the reduction axes."""
+
+    mean: Term
+    low: Term  # the mean's digits beyond its dtype
+    rstd: jax.Array
+    n: jax.Array | None  # of each group, or one number for all; None with given statistics
+    squares: jax.Array | None  # sum(m (x - mean)^2); None with given statistics
+
+
+class Residuals(NamedTuple):
+    """What the backward pass keeps: the inputs themselves, and of each group a few numbers."""
+
+    x: jax.Array  # the input, as it came
+    mean: Term  # (groups,), float32 or float64
+    low: Term  # (groups,), bfloat16 or float64: a few bits of it are as good as all
+    rstd: jax.Array  # (groups,), float32 or float64
+    n: jax.Array | None  # (groups,) or (1,)
+    scale: Term  # the parameter itself
+    bias: Term  # the parameter itself, for its dtype and shape
+    where: Term  # the mask itself
+
+
+class Groups(Protocol):
+    """How this call's groups lie, and how sums over them are run: the rule's only view of a platform.
+
+    `inner` sums over those reduction axes on which no parameter varies, and returns `then(sum, *others)`.
+    """
+
+    lone: bool  # whether every group is one element
+    synced: bool  # whether devices share the groups
+
+    def each(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # of(*terms), elementwise, in x's dtype
+    def total(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # the sum over each group
+    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = ..., others: Terms = ...) -> jax.Array: ...
+    def outer(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # over the group's other axes
+    def like(self, parameter: Term, value: jax.Array) -> jax.Array | None: ...  # summed to the parameter's shape
+    def count(self, where: Term) -> jax.Array: ...  # n on this device
+    def near_mean(self, x: jax.Array, where: Term) -> jax.Array: ...  # the pivot
+    def over_devices(self, *values: jax.Array) -> list[jax.Array]: ...  # the sums over the devices
+    def of_devices(self, *values: jax.Array) -> jax.Array: ...  # every device's values, along a new axis 1
+
+
+def forward(
+    norm: Norm, groups: Groups, x: jax.Array, scale: Term, bias: Term, where: Term, given: Any = None
+) -> tuple[jax.Array, Statistics]:
+    """y of (2) and the statistics that it took: those of (1), or the given mean and variance."""
+    if given is None:
+        found = statistics(norm, groups, x, where)
+    else:
+        mean, var = given
+        found = Statistics(mean, 0.0, rsqrt_or_zero(var + norm.epsilon), None, None)
+
+    def output(x, mean, low, rstd, scale, bias, where):
+        return x_hat(x, mean, low, rstd, where) * scale + bias  # (2)
+
+    return groups.each(output, x, found.mean, found.low, found.rstd, scale, bias, where), found
+
+
+def backward(
+    norm: Norm, groups: Groups, kept: Residuals, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """dx, dscale and dbias."""
+    # The inner sums, along the axes on which no parameter varies, serve (3) and (4) both.
+    over_g = groups.inner(itself, (g,))
+    over_g_x_hat = groups.inner(
+        lambda g, x, mean: g * (x - mean), (g, kept.x, kept.mean), times_rstd, (over_g, kept.low, kept.rstd, kept.where)
+    )
+    dscale, dbias = groups.like(kept.scale, over_g_x_hat), groups.like(kept.bias, over_g)  # (3)
+    if groups.lone and norm.use_mean and kept.n is not None:
+        return jnp.zeros_like(kept.x), dscale, dbias  # a lone element is its own mean
+    # x_hat s1 / (n - ddof) + s2 / n of (4) is (x - mean) slope + level, of two numbers for each group.
+    slope: Term = 0.0
+    level: Term = 0.0
+    if kept.n is not None:
+        s1, s2 = groups.outer(jnp.multiply, over_g_x_hat, kept.scale), None
+        if norm.use_mean:
+            s1, s2 = groups.over_devices(s1, groups.outer(jnp.multiply, over_g, kept.scale))
+        else:
+            (s1,) = groups.over_devices(s1)
+        slope = kept.rstd * (s1 / jnp.maximum(kept.n - norm.ddof, 1))
+        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * kept.low
+
+    def dx(x, g, mean, rstd, slope, level, scale, where):
+        feedback = (x - mean) * slope + level
+        return rstd * (g * scale - selected(where, feedback, rstd))  # (4)
+
+    return groups.each(dx, kept.x, g, kept.mean, kept.rstd, slope, level, kept.scale, kept.where), dscale, dbias
+
+
+def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statistics:
+    """Equation (1), about a pivot."""
+
+    def total(of: Elementwise, *terms: Term) -> jax.Array:
+        return groups.total(lambda where, *terms: selected(where, of(*terms)), where, *terms)
+
+    n = groups.count(where)
+    if not norm.use_mean:
+        squares, n = groups.over_devices(total(lax.square, x), n)
+        return Statistics(0.0, 0.0, _rstd(norm, squares, n), n, squares)
+    pivot = groups.near_mean(x, where)
+    shift = total(jnp.subtract, x, pivot) / jnp.maximum(n, 1)
+    squares = total(lambda x, pivot: lax.square(x - pivot), x, pivot)
+    squares = jnp.maximum(squares - n * shift * shift, 0)
+    mean, low = two_sum(pivot, shift)
+    if groups.synced:
+        mean, low, squares, n = union(groups.of_devices(mean, low, squares, n))
+    return Statistics(mean, low, _rstd(norm, squares, n), n, squares)
+
+
+def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
+    var = squares / jnp.maximum(n - norm.ddof, 1)  # (1)
+    return jnp.where(n > norm.ddof, rsqrt_or_zero(var + norm.epsilon), 0)
+
+
+def union(of_devices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Mean, low, squares and n of the union of all devices' groups (Chan, Golub and LeVeque): (1) over their means."""
+    mean, low, squares, counts = of_devices
+    count = jnp.sum(counts, axis=0)
+    n = jnp.maximum(count, 1)
+    pivot = lax.stop_gradient(jnp.max(jnp.where(counts > 0, mean, -jnp.inf), axis=0))
+    pivot = jnp.where(count > 0, pivot, 0)
+    merged = pivot + jnp.sum(counts * (mean - pivot), axis=0) / n
+    distance = jnp.where(counts > 0, (mean - merged) + low, 0)
+    rest = lax.stop_gradient(jnp.sum(counts * distance, axis=0) / n)
+    squares = jnp.sum(squares + counts * distance * distance, axis=0) - n * rest * rest
+    return merged, rest, squares, count
+
+
+def at_once(norm: Norm, mean_of: Elementwise, size: int, x: jax.Array, scale: Term, bias: Term) -> jax.Array:
+    """y of (1) and (2) where nothing is kept: sums of deviations, and no selection, so that a compiler can read x once.
+
+    `mean_of` is the mean over a group of `size` elements; epsilon is positive.
+    """
+    if norm.use_mean:
+        x = x - mean_of(x)
+        rest = mean_of(x)  # what rounding and summing cost the mean
+        var = jnp.maximum(mean_of(x * x) - rest * rest, 0) * (size / (size - norm.ddof))  # (1)
+        x = x - rest
+    else:
+        var = mean_of(x * x)
+    return x * lax.rsqrt(var + norm.epsilon) * scale + bias  # (2)
+
+
+def x_hat(x: jax.Array, mean: Term, low: Term, rstd: jax.Array, where: Term) -> jax.Array:
+    """x_hat of (2), computed anew from the input in both passes."""
+    hat = (x - mean - low) * rstd
+    # A position that a mask leaves out may hold anything, and is 0 in an empty group even so.
+    return hat if where is True else jnp.where(rstd == 0, 0, hat)
+
+
+def times_rstd(total: jax.Array, over_g: jax.Array, low: Term, rstd: jax.Array, where: Term) -> jax.Array:
+    """A sum of g x_hat from that of g (x - mean): low and rstd, which are one number for a group, enter last."""
+    total = (total - over_g * low) * rstd
+    return total if where is True else jnp.where(rstd == 0, 0, total)
+
+
+def selected(where: Term, values: jax.Array, rstd: jax.Array | float = 1.0) -> jax.Array:
+    """m times the values, and 0 in an empty group, whatever the values are."""
+    return values if where is True else jnp.where(where & (rstd > 0), values, 0)
+
+
+def itself(value: jax.Array) -> jax.Array:
+    """The value, for sums of nothing but an array."""
+    return value
+
+
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a + b, and what rounding it lost (Knuth); the loss carries no derivative, since the sum's own is complete."""
+    total = a + b
+    rounded = total - a
+    return total, lax.stop_gradient((a - (total - rounded)) + (b - rounded))
+
+
+def rsqrt_or_zero(v: jax.Array) -> jax.Array:
+    """v^(-1/2), and 0 where that would divide by zero; NaN stays NaN."""
+    return jnp.where(v == 0, 0, lax.rsqrt(jnp.where(v == 0, 1, v)))

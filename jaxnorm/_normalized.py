@@ -5,7 +5,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jaxnorm._arguments import static_bool, static_float, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
@@ -98,9 +97,7 @@ def _forward(call: Call, platform, x, scale, bias, where, given) -> tuple[jax.Ar
     groups = platform(call.layout, x.dtype, dtype)
     given = None if given is None else [groups.per_group(cast(statistic, dtype)) for statistic in given]
     y, found = normalization.forward(call.norm, groups, *groups.views(x, scale, bias, where), given)
-    mean, rstd, n, squares = (_flat(s) for s in (found.mean, found.rstd, found.n, found.squares))
-    # A few bits of `low` are as good as all; float64 has digits to spare and must not lose range.
-    low = _flat(found.low, jnp.float64 if dtype == jnp.float64 else jnp.bfloat16)
+    mean, low, rstd, n, squares = (_flat(statistic) for statistic in found)
     moments = Moments(mean, squares, n) if call.with_moments else None
     return reshape(y, x.shape), moments, [mean, low, rstd, n]
 
@@ -119,8 +116,6 @@ def _backward(call: Call, platform, kept: Residuals, g: jax.Array) -> tuple[Any,
     )
 
 
-def _flat(statistic: Any, dtype: Any = None) -> Any:
+def _flat(statistic: Any) -> Any:
     """A statistic in one axis, in which the view of every platform can hand it on; None for a neutral element."""
-    if not isinstance(statistic, jax.Array):
-        return None
-    return reshape(cast(statistic, dtype or statistic.dtype), (statistic.size,))
+    return reshape(statistic, (statistic.size,)) if isinstance(statistic, jax.Array) else None

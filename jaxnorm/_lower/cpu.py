@@ -158,14 +158,17 @@ class Cpu(Plain):
 
 
 def _outlined(function: Elementwise, *terms: Term) -> Any:
-    """`function(*terms)`, outlined; neutral elements stay the numbers that they are."""
-    arrays = [term for term in terms if isinstance(term, jax.Array)]
+    """`function(*terms)`, outlined; neutral elements stay the numbers that they are.
 
-    def of_arrays(*arrays: jax.Array) -> Any:
-        remaining = iter(arrays)
-        return function(*(next(remaining) if isinstance(term, jax.Array) else term for term in terms))
+    An array that is several terms is one argument, since XLA does not vectorize a loop over an argument given twice.
+    """
+    arrays = {id(term): term for term in terms if isinstance(term, jax.Array)}
 
-    return outlined(of_arrays, *arrays)
+    def of_arrays(*arguments: jax.Array) -> Any:
+        known = dict(zip(arrays, arguments, strict=True))
+        return function(*(known.get(id(term), term) for term in terms))
+
+    return outlined(of_arrays, *arrays.values())
 
 
 def _cut(values: jax.Array, shape: tuple[int, ...], blocks: int) -> jax.Array:

@@ -105,7 +105,8 @@ class Plain:
         if statistic is None:
             return absent
         shape = self.layout.reduced
-        return reshape(statistic, shape if statistic.size == math.prod(shape) else (1,) * len(shape))
+        shape = shape if statistic.size == math.prod(shape) else (1,) * len(shape)
+        return reshape(statistic, shape)
 
     def at_once(self, of: Elementwise, epsilon: float, x: jax.Array, scale: Any, bias: Any) -> jax.Array | None:
         """`output` as one pass over x, if the compiler makes it one; None if it does not."""

@@ -135,7 +135,7 @@ def backward(
         else:
             (s1,) = groups.over_devices(s1)
         slope = kept.rstd * (s1 / jnp.maximum(kept.n - norm.ddof, 1))
-        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * kept.low
+        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * jnp.asarray(kept.low, slope.dtype)
 
     def dx(x, g, mean, rstd, slope, level, scale, where):
         feedback = (x - mean) * slope + level
@@ -161,7 +161,7 @@ def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statist
     mean, low = two_sum(pivot, shift)
     if groups.synced:
         mean, low, squares, n = union(groups.of_devices(mean, low, squares, n))
-    return Statistics(mean, low, _rstd(norm, squares, n), n, squares)
+    return Statistics(mean, few_bits(low), _rstd(norm, squares, n), n, squares)
 
 
 def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
@@ -226,6 +226,11 @@ def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = a + b
     rounded = total - a
     return total, lax.stop_gradient((a - (total - rounded)) + (b - rounded))
+
+
+def few_bits(low: jax.Array) -> jax.Array:
+    """A few bits of `low` are as good as all; float64 has digits to spare and must not lose range."""
+    return low if low.dtype == jnp.float64 else lax.convert_element_type(low, jnp.bfloat16)
 
 
 def rsqrt_or_zero(v: jax.Array) -> jax.Array:

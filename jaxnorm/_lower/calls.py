@@ -1,6 +1,6 @@
-"""What XLA's CPU backend must be kept from: putting into one pass, sharing, or starting first, what it had better not.
+"""Calls that XLA's CPU backend compiles on their own, and what they keep it from.
 
-On no other platform is anything here of use; each rule chooses it by `lax.platform_dependent`.
+No other platform needs any of this; what uses it is chosen by `lax.platform_dependent`.
 """
 
 import functools
@@ -13,29 +13,39 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def outlined(function: Callable[..., Any], *arrays: Any) -> Any:
-    """`function(*arrays)`, compiled on its own: a call that XLA does not inline.
+    """`function(*arrays)`, compiled in a call of its own, which XLA does not inline.
 
     XLA's CPU backend computes a sum and the elementwise arithmetic that leads to it in one pass over their operands (a
-    YNNPACK fusion), unless some of that has another use too, be it a conversion or the broadcast of a mean: then it
-    writes that out in full first, which takes longer than to compute it again. Each sum apart has operands of its own.
-    The other way round it computes a long expression again for every element of what uses it in another order (a
-    padding, a transposition), or in a scan looks up the scan's slices element by element: outlined, neither happens.
+    YNNPACK fusion), unless some of that arithmetic has another use too, be it a conversion or the broadcast of a mean.
+    Then the backend writes the shared arithmetic out in full first, which takes longer than to compute it twice. A sum
+    that is outlined has operands of its own. The backend also computes a long expression again for every element of
+    what uses it in another order (a padding, a transposition), and inside a scan it looks up the scan's slices element
+    by element. An outlined expression is computed once.
 
-    `lax.optimization_barrier` does not do, since the backend removes it before it looks. JAX itself marks calls like
-    this for `compute_on`.
+    `lax.optimization_barrier` does not serve, since the backend removes it before it fuses. JAX itself marks the calls
+    of `compute_on` in this way.
     """
     return set_xla_metadata(jax.jit(function)(*arrays), inlineable="false")
 
 
 def outlined_on_cpu(function: Callable[..., Any], *arrays: Any) -> Any:
-    """`function(*arrays)`, apart where it is compiled for a CPU."""
+    """`function(*arrays)`, outlined where it is compiled for a CPU."""
     return lax.platform_dependent(*arrays, cpu=functools.partial(outlined, function), default=function)
 
 
-def later(array: jax.Array) -> jax.Array:
-    """`array`, for what nothing else waits for: XLA's CPU backend begins with the array's other uses.
+def over_kept(function: Callable[..., Any], kept: jax.Array, *arrays: Any) -> Any:
+    """`function(kept, *arrays)`, elementwise, for an output that the forward pass kept.
 
-    It orders operations by a breadth-first search from the arguments. An empty call in between, which takes no time,
-    puts a use behind all those that need the array itself.
+    XLA's CPU backend would keep a 16-bit output in float32, as it was before it was rounded, for its use in the
+    backward pass; an outlined use needs the rounded one.
+    """
+    return function(kept, *arrays) if kept.dtype.itemsize > 2 else outlined_on_cpu(function, kept, *arrays)
+
+
+def later(array: jax.Array) -> jax.Array:
+    """`array`, for a use that nothing else waits for: XLA's CPU backend begins with the array's other uses.
+
+    The backend orders operations by a breadth-first search from the arguments. An empty call in between takes no time,
+    and puts its user behind all those that use the array itself.
     """
     return outlined(lambda array: array, array)

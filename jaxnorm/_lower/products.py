@@ -30,3 +30,23 @@ def dot(
     # outlined, since XLA would keep the operands that it widened in the forward pass until the backward pass.
     otherwise = product if a.dtype == b.dtype else widened
     return lax.platform_dependent(a, b, cpu=functools.partial(outlined, widened), default=otherwise)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def sum_over_rows(x: jax.Array, g: jax.Array, dtype: Any, precision: lax.PrecisionLike = None) -> jax.Array:
+    """The sum over all axes but the last of x and g, of which it makes a matrix: the gradient of a kernel.
+
+    A CPU takes the product of two matrices, since XLA would transpose further axes away by a copy, and compute what
+    leads to x within that copy. Elsewhere the axes stay as they are, since each may be sharded on its own.
+    """
+
+    def product(x: jax.Array, g: jax.Array) -> jax.Array:
+        rows = tuple(range(g.ndim - 1))
+        return dot(x, g, (rows, rows), dtype, precision)
+
+    def of_matrices(x: jax.Array, g: jax.Array) -> jax.Array:
+        return product(lax.collapse(x, 0, g.ndim - 1), lax.collapse(g, 0, g.ndim - 1))
+
+    if g.ndim <= 2:
+        return product(x, g)
+    return lax.platform_dependent(x, g, cpu=of_matrices, default=product)

@@ -68,8 +68,8 @@ def _normalize(call: Call, x, scale, bias, where, given) -> tuple[jax.Array, Mom
 
 
 def _normalize_fwd(call: Call, x, scale, bias, where, given) -> tuple[tuple[jax.Array, Moments | None], Residuals]:
-    y, moments, (mean, low, rstd, n) = by_platform(_forward, call, x, scale, bias, where, given)
-    return (y, moments), Residuals(x, mean, low, rstd, n, scale, bias, where)
+    y, moments, (pivot, shift, rstd, n) = by_platform(_forward, call, x, scale, bias, where, given)
+    return (y, moments), Residuals(x, pivot, shift, rstd, n, scale, bias, where)
 
 
 def _normalize_bwd(call: Call, kept: Residuals, cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:
@@ -97,17 +97,17 @@ def _forward(call: Call, platform, x, scale, bias, where, given) -> tuple[jax.Ar
     groups = platform(call.layout, x.dtype, dtype)
     given = None if given is None else [groups.per_group(cast(statistic, dtype)) for statistic in given]
     y, found = normalization.forward(call.norm, groups, *groups.views(x, scale, bias, where), given)
-    mean, low, rstd, n, squares = (_flat(statistic) for statistic in found)
-    moments = Moments(mean, squares, n) if call.with_moments else None
-    return reshape(y, x.shape), moments, [mean, low, rstd, n]
+    pivot, shift, rstd, n, squares = (_flat(statistic) for statistic in found)
+    moments = Moments(cast(pivot, shift.dtype) + shift, squares, n) if call.with_moments else None
+    return reshape(y, x.shape), moments, [pivot, shift, rstd, n]
 
 
 def _backward(call: Call, platform, kept: Residuals, g: jax.Array) -> tuple[Any, Any, Any]:
     layout = call.layout
     groups = platform(layout, kept.x.dtype, kept.rstd.dtype, backward=True)
     x, scale, bias, where = groups.views(kept.x, kept.scale, kept.bias, kept.where)
-    mean, low = (groups.per_group(s, absent=0.0) for s in (kept.mean, kept.low))
-    viewed = Residuals(x, mean, low, groups.per_group(kept.rstd), groups.per_group(kept.n), scale, bias, where)
+    pivot, shift = (groups.per_group(s, absent=0.0) for s in (kept.pivot, kept.shift))
+    viewed = Residuals(x, pivot, shift, groups.per_group(kept.rstd), groups.per_group(kept.n), scale, bias, where)
     dx, dscale, dbias = normalization.backward(call.norm, groups, viewed, reshape(g, x.shape))
     return (
         cotangent_for(kept.x, reshape(dx, kept.x.shape)),

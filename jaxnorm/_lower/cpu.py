@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._cotangents import reshape, sum_to_shape
+from jaxnorm._cotangents import cast, reshape, sum_to_shape
 from jaxnorm._lower.calls import outlined
 from jaxnorm._lower.plain import Elementwise, Layout, Plain, Term, Terms, itself
 
 BLOCK = 1 << 15  # entries that lead to one sum: as many float32 fit into a core's cache
+SAMPLE = 16  # one entry in so many is enough for a pivot, and more cost a cache nothing
 SPAN = 1 << 18  # entries that a group may reach over in memory to be read once by one core
-SAMPLE = 16  # the mean of one entry in so many is near enough to the mean to start from
 
 
 class Cpu(Plain):
@@ -54,27 +54,34 @@ class Cpu(Plain):
         """The backward pass is outlined: XLA would keep what it widened in the forward pass, and compute dx again
         within what transposes it. The forward pass is fused with its neighbours.
         """
-        each = functools.partial(super().each, of)
         if self.backward:
-            return _outlined(each, *self._ready(terms))
+            return _outlined(functools.partial(self._pass, of), *self._ready(terms))
         # XLA makes three passes of a 16-bit reshape whose result is cast in one place and handed on in another: x is
         # cast before it is reshaped.
         x, *others = terms
         assert self.x is not None and isinstance(x, jax.Array)
-        return each(self._columns(reshape(self._wide(self.x), x.shape)), *self._ready(tuple(others)))
+        wide = self._columns(reshape(self._wide(self.x), x.shape))
+        return self._pass(of, wide, *self._ready(tuple(others)))
 
     def total(self, of: Elementwise, *terms: Term) -> jax.Array:
         if self.layout.shared_axes:
-            return jnp.sum(self._over_shared(of, *terms), axis=self._rest, keepdims=True)
-        return _outlined(functools.partial(super().total, of), *self._ready(terms))
+            return super().total(of, *terms)
+        axes = self.layout.axes
+        return _outlined(
+            lambda *terms: jnp.sum(of(*map(self._wide, terms)), axis=axes, keepdims=True), *self._ready(terms)
+        )
 
     def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> jax.Array:
         if self.layout.shared_axes:
             return then(self._over_shared(of, *terms), *map(self._wide, others))
         if then is itself and len(terms) == 1:  # nothing to do: the array is read where it is summed
             return terms[0]
-        inner, count = functools.partial(super().inner, of), len(terms)
-        return _outlined(lambda *all: inner(all[:count], then, all[count:]), *self._ready((*terms, *others)))
+
+        def inner(*terms_and_others: Term) -> jax.Array:
+            wide = [*map(self._wide, terms_and_others)]
+            return then(of(*wide[: len(terms)]), *wide[len(terms) :])
+
+        return _outlined(inner, *self._ready((*terms, *others)))
 
     def outer(self, of: Elementwise, *terms: Term) -> jax.Array:
         outer = functools.partial(super().outer, of)
@@ -87,32 +94,22 @@ class Cpu(Plain):
         return outlined(lambda value: sum_to_shape(self._wide(value), shape), value)
 
     def near_mean(self, x: jax.Array, where: Term) -> jax.Array:
-        """From a sample, which costs little to read."""
-        return _outlined(lambda x, where: self._near_mean(x, where, self.layout, SAMPLE), lax.stop_gradient(x), where)
+        """Of a sample, found as its distance from one element: so a constant group has an exact mean at any size."""
 
-    # --- columns: the view for sums over the shared axes ---
+        def sampled(x: jax.Array) -> jax.Array:
+            axes, size = self.layout.axes, self.layout.view.__getitem__
+            x = self._wide(x)
+            first = lax.slice(x, [0] * x.ndim, self.layout.reduced)
+            # Part of a batch that is sharded would have to be sent to the other devices.
+            longest = max((axis for axis in axes if axis), key=size, default=None)
+            part = x if longest is None else lax.slice_in_dim(x, 0, -(-size(longest) // SAMPLE), axis=longest)
+            return cast(first + jnp.mean(part - first, axis=axes, keepdims=True), self.x_dtype)
 
-    @functools.cached_property
-    def _parts(self) -> list[list[int]]:
-        """The axes that are merged: neighbours among those that are not shared, but the first; a mask keeps all apart.
+        if x.size == 0 or isinstance(where, jax.Array):
+            return super().near_mean(x, where)
+        return outlined(sampled, lax.stop_gradient(x))
 
-        So for group norm (N, H W, groups, channels of a group) becomes (N, H W, C).
-        """
-        axes, shared = range(len(self.layout.view)), self.layout.shared_axes
-        if not shared or self.layout.where_view:
-            return [[axis] for axis in axes]
-        return [list(part) for _, part in itertools.groupby(axes, lambda axis: axis if axis in (0, *shared) else -1)]
-
-    def _columns(self, term: Term) -> Any:
-        """An array of the view, or of size 1 along some of its axes, in columns."""
-        if not isinstance(term, jax.Array):
-            return term
-        shape = list(term.shape)
-        for part in self._parts:
-            if any(shape[axis] != 1 for axis in part):
-                shape[part[0] : part[-1] + 1] = self.layout.view[part[0] : part[-1] + 1]
-        sizes = [math.prod(shape[axis] for axis in part) for part in self._parts]
-        return reshape(jnp.broadcast_to(term, shape), tuple(sizes))
+    # --- parts ---
 
     def _ready(self, terms: tuple[Term, ...]) -> list[Any]:
         """The terms in columns; the numbers of each group as arrays of their own, in the compute dtype.

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from jaxnorm._cotangents import cast, reshape, sum_to_shape
 Term = jax.Array | float | bool  # an array, or the neutral element in place of an absent one
 Terms = tuple[Term, ...]
 Elementwise = Callable[..., Any]
+
+
+SAMPLE = 32  # one entry in so many is enough for a pivot
 
 
 def itself(total: jax.Array) -> jax.Array:
@@ -54,6 +58,17 @@ class Layout:
         return tuple(axis for axis in self.axes if all(view[axis] == 1 for view in views))
 
     @property
+    def with_one_row_axis(self) -> "Layout | None":
+        """The same layout with the reduction axes as one, if they are the last ones and a parameter allows it."""
+        first = len(self.view) - len(self.axes)
+        views = [self.view, self.scale_view, self.bias_view]
+        rows = [math.prod(view[first:]) for view in views]
+        if not self.axes or self.axes[0] != first or any(row not in (1, rows[0]) for row in rows):
+            return None
+        merged = [(*view[:first], row) if view else () for view, row in zip(views, rows, strict=True)]
+        return dataclasses.replace(self, axes=(first,), view=merged[0], scale_view=merged[1], bias_view=merged[2])
+
+    @property
     def merged(self) -> "Layout":
         """The same layout with neighbouring axes merged wherever statistics, parameters and mask treat them alike.
 
@@ -81,7 +96,11 @@ class Layout:
 
 
 class Plain:
-    """The groups where the compiler needs no help."""
+    """The groups where the compiler needs no help.
+
+    Sums are taken over the shared axes first, and passes run in columns: their last axis is the channels' where the
+    view's is part of them, which a TPU would pad to 128.
+    """
 
     def __init__(self, layout: Layout, x_dtype: Any, dtype: Any, backward: bool = False):
         self.layout, self.x_dtype, self.dtype, self.backward = layout, x_dtype, dtype, backward
@@ -125,14 +144,13 @@ class Plain:
     # --- the seam ---
 
     def each(self, of: Elementwise, *terms: Term) -> jax.Array:
-        return cast(of(*map(self._wide, terms)), self.x_dtype)
+        return self._pass(of, *self._ready(terms))
 
     def total(self, of: Elementwise, *terms: Term) -> jax.Array:
-        return jnp.sum(of(*map(self._wide, terms)), axis=self.layout.axes, keepdims=True)
+        return jnp.sum(self._over_shared(of, *terms), axis=self._rest, keepdims=True)
 
     def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> jax.Array:
-        total = jnp.sum(of(*map(self._wide, terms)), axis=self.layout.shared_axes, keepdims=True)
-        return then(total, *map(self._wide, others))
+        return then(self._over_shared(of, *terms), *map(self._wide, others))
 
     def outer(self, of: Elementwise, *terms: Term) -> jax.Array:
         return jnp.sum(of(*map(self._wide, terms)), axis=self._rest, keepdims=True)
@@ -150,11 +168,20 @@ class Plain:
         return jnp.broadcast_to(chosen, layout.reduced)
 
     def near_mean(self, x: jax.Array, where: Term) -> jax.Array:
-        """A value near the mean of each group (0 if nothing is selected), found as its distance from one element.
+        """The mean of part of a group, in x's dtype; of all that a mask selects, since a mask may select any part.
 
-        So a constant group has an exact mean at any size.
+        By Cauchy and Schwarz the mean of a 1 / s of all is within sqrt(s) standard deviations of the mean of all. The
+        part is cut before it is cast: XLA on a TPU would write all of x in float32 to read a slice of that.
         """
-        return self._near_mean(lax.stop_gradient(x), where, self.layout)
+        x = lax.stop_gradient(x)
+        if x.size == 0:
+            return jnp.zeros(self.layout.reduced, self.x_dtype)
+        if isinstance(where, jax.Array):
+            return self._near_mean_of_selected(x, where)
+        axes = [axis for axis in self._column_axes or self.layout.axes if axis]
+        part = sample(self._columns(x), axes)
+        total = jnp.sum(self._from_columns(self._wide(part)), axis=self._rest, keepdims=True)
+        return cast(total * (total.size / part.size), self.x_dtype)
 
     def over_devices(self, *values: jax.Array) -> list[jax.Array]:
         """One collective for all."""
@@ -169,6 +196,54 @@ class Plain:
         own = lax.iota(jnp.int32, devices) == cast(lax.axis_index(name), jnp.int32)
         own = lax.reshape(own, (1, devices) + (1,) * len(self.layout.view))
         return lax.psum(jnp.where(own, jnp.expand_dims(self._stacked(values), 1), 0), name)
+
+    # --- columns: the view for sums over the shared axes, and for passes ---
+
+    @functools.cached_property
+    def _parts(self) -> list[list[int]]:
+        """The axes that are merged: neighbours among those that are not shared, but the first; a mask keeps all apart.
+
+        So for group norm (N, H W, groups, channels of a group) becomes (N, H W, C).
+        """
+        axes, shared = range(len(self.layout.view)), self.layout.shared_axes
+        if not shared or self.layout.where_view:
+            return [[axis] for axis in axes]
+        return [list(part) for _, part in itertools.groupby(axes, lambda axis: axis if axis in (0, *shared) else -1)]
+
+    def _columns(self, term: Term) -> Any:
+        """An array of the view, or of size 1 along some of its axes, in columns."""
+        if not isinstance(term, jax.Array):
+            return term
+        shape = list(term.shape)
+        for part in self._parts:
+            if len(part) > 1 and any(shape[axis] != 1 for axis in part):
+                shape[part[0] : part[-1] + 1] = self.layout.view[part[0] : part[-1] + 1]
+        sizes = [math.prod(shape[axis] for axis in part) for part in self._parts]
+        return reshape(jnp.broadcast_to(term, shape), tuple(sizes))
+
+    @property
+    def _column_axes(self) -> tuple[int, ...]:
+        """The shared axes of the columns."""
+        return tuple(i for i, part in enumerate(self._parts) if part[0] in self.layout.shared_axes)
+
+    def _ready(self, terms: Terms) -> list[Any]:
+        """The terms as a pass takes them."""
+        return [self._columns(term) for term in terms]
+
+    def _pass(self, of: Elementwise, *columns: Term) -> jax.Array:
+        return reshape(cast(of(*map(self._wide, columns)), self.x_dtype), self.layout.view)
+
+    def _over_shared(self, of: Elementwise, *terms: Term) -> jax.Array:
+        """The sums over the shared axes, in the view; the terms themselves if there are no shared axes."""
+        return self._from_columns(of(*map(self._wide, self._ready(terms))))
+
+    def _from_columns(self, values: jax.Array) -> jax.Array:
+        """Columns summed over the shared axes, in the view."""
+        shared = self.layout.shared_axes
+        if not shared:
+            return values
+        total = jnp.sum(values, axis=self._column_axes, keepdims=True)
+        return reshape(total, tuple(1 if axis in shared else size for axis, size in enumerate(self.layout.view)))
 
     # --- parts ---
 
@@ -185,22 +260,23 @@ class Plain:
         shape = jnp.broadcast_shapes(*(value.shape for value in values))
         return jnp.stack([jnp.broadcast_to(value, shape) for value in values])
 
-    def _near_mean(self, x: jax.Array, where: Term, layout: Layout, sample: int = 1) -> jax.Array:
-        """The mean of one entry in `sample`; of a mask of all that it selects, since it may select any.
+    def _near_mean_of_selected(self, x: jax.Array, where: jax.Array) -> jax.Array:
+        """The mean of what a mask selects, found as its distance from the largest element; 0 if nothing is selected."""
+        x, axes = self._wide(x), self.layout.axes
+        largest = jnp.max(jnp.where(where, x, -jnp.inf), axis=axes, keepdims=True)
+        first = jnp.where(largest == -jnp.inf, 0, largest)
+        n = jnp.maximum(self.count(where), 1)
+        return cast(first + jnp.sum(jnp.where(where, x - first, 0), axis=axes, keepdims=True) / n, self.x_dtype)
 
-        By Cauchy and Schwarz the mean of part of a group is within sqrt(sample) standard deviations of the mean of all.
-        """
-        x = cast(x, self.dtype)
-        if x.size == 0:
-            return jnp.zeros(layout.reduced, x.dtype)
-        if isinstance(where, jax.Array):
-            largest = jnp.max(jnp.where(where, x, -jnp.inf), axis=layout.axes, keepdims=True)
-            first = jnp.where(largest == -jnp.inf, 0, largest)
-            n = jnp.maximum(self.count(where), 1)
-            return first + jnp.sum(jnp.where(where, x - first, 0), axis=layout.axes, keepdims=True) / n
-        first = lax.slice(x, [0] * x.ndim, layout.reduced)
-        # Part of a batch that is sharded would have to be sent to the other devices.
-        longest = max((axis for axis in layout.axes if axis), key=lambda axis: x.shape[axis], default=None)
-        if longest is not None and sample > 1:
-            x = lax.slice_in_dim(x, 0, -(-x.shape[longest] // sample), axis=longest)
-        return first + jnp.mean(x - first, axis=layout.axes, keepdims=True)
+
+def sample(values: jax.Array, axes: list[int]) -> jax.Array:
+    """The first of about SAMPLE parts along the given axes, the longest first.
+
+    The caller leaves out the first axis: part of a sharded batch would have to be sent to the other devices.
+    """
+    wanted: float = SAMPLE
+    for axis in sorted(axes, key=lambda axis: -values.shape[axis]):
+        size = values.shape[axis]
+        kept = max(1, int(size / wanted))
+        values, wanted = lax.slice_in_dim(values, 0, kept, axis=axis), max(1.0, wanted * kept / size)
+    return values

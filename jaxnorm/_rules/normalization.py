@@ -20,12 +20,17 @@ only the selected ones feed back into them. Root mean square normalization (no c
 variance) loses the mean's way, the first sum. Given statistics (running ones) lose both: dx = rstd g_hat, which is (4)
 with m = 0.
 
-How (1) keeps its digits. Both sums of (1) are taken about a pivot p near the mean, so that a large common mean costs
-nothing: with shift = sum(m (x - p)) / n, the mean is p + shift and sum(m (x - mean)^2) = sum(m (x - p)^2) - n shift^2.
-What p + shift loses to rounding is `low`, which (2) subtracts too. The pivot cancels, so it carries no derivative.
+How (1) keeps its digits. All sums are taken about a pivot near the mean, so that a large common mean costs nothing:
+
+    shift = sum(m (x - pivot)) / n    mean = pivot + shift                                                           (5)
+    sum(m (x - mean)^2) = sum(m (x - pivot)^2) - n shift^2    x_hat = ((x - pivot) - shift) rstd
+    sum(g x_hat) = (sum(g (x - pivot)) - shift sum(g)) rstd
+
+The pivot and the shift are kept in place of the mean, whose dtype may be too short for it. The pivot cancels, so it
+carries no derivative. No sum waits for another one, so a compiler can take several in one pass over x.
 
 Conventions. A group with n <= ddof, or with var + epsilon = 0, has rstd = 0, hence x_hat = 0, y = bias and dx = 0. An
-absent argument is its neutral element: scale 1.0, bias 0.0, where True, and without centring mean 0.0 and low 0.0.
+absent argument is its neutral element: scale 1.0, bias 0.0, where True, and without centring pivot and shift 0.0.
 Every array has the rank of x and size 1 along the axes on which it does not vary; `groups` knows the reduction axes.
 
 References: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167 (batch norm and its gradient); Chan, Golub and
@@ -57,8 +62,8 @@ class Norm:
 class Statistics(NamedTuple):
     """What (1) finds of each group; every array has size 1 along the reduction axes."""
 
-    mean: Term
-    low: Term  # the mean's digits beyond its dtype
+    pivot: Term
+    shift: Term  # the mean is pivot + shift
     rstd: jax.Array
     n: jax.Array | None  # of each group, or one number for all; None with given statistics
     squares: jax.Array | None  # sum(m (x - mean)^2); None with given statistics
@@ -68,8 +73,8 @@ class Residuals(NamedTuple):
     """What the backward pass keeps: the inputs themselves, and of each group a few numbers."""
 
     x: jax.Array  # the input, as it came
-    mean: Term  # (groups,), float32 or float64
-    low: Term  # (groups,), bfloat16 or float64: a few bits of it are as good as all
+    pivot: Term  # (groups,), x's dtype: what is near enough to the mean for x's entries is so for their sums
+    shift: Term  # (groups,), float32 or float64: the mean is pivot + shift
     rstd: jax.Array  # (groups,), float32 or float64
     n: jax.Array | None  # (groups,) or (1,)
     scale: Term  # the parameter itself
@@ -107,10 +112,10 @@ def forward(
         mean, var = given
         found = Statistics(mean, 0.0, rsqrt_or_zero(var + norm.epsilon), None, None)
 
-    def output(x, mean, low, rstd, scale, bias, where):
-        return x_hat(x, mean, low, rstd, where) * scale + bias  # (2)
+    def output(x, pivot, shift, rstd, scale, bias, where):
+        return x_hat(x, pivot, shift, rstd, where) * scale + bias  # (2)
 
-    return groups.each(output, x, found.mean, found.low, found.rstd, scale, bias, where), found
+    return groups.each(output, x, found.pivot, found.shift, found.rstd, scale, bias, where), found
 
 
 def backward(
@@ -119,13 +124,12 @@ def backward(
     """dx, dscale and dbias."""
     # The inner sums, along the axes on which no parameter varies, serve (3) and (4) both.
     over_g = groups.inner(itself, (g,))
-    over_g_x_hat = groups.inner(
-        lambda g, x, mean: g * (x - mean), (g, kept.x, kept.mean), times_rstd, (over_g, kept.low, kept.rstd, kept.where)
-    )
+    centred, others = (g, kept.x, kept.pivot), (over_g, kept.shift, kept.rstd, kept.where)
+    over_g_x_hat = groups.inner(lambda g, x, pivot: g * (x - pivot), centred, from_centred, others)  # (5)
     dscale, dbias = groups.like(kept.scale, over_g_x_hat), groups.like(kept.bias, over_g)  # (3)
     if groups.lone and norm.use_mean and kept.n is not None:
         return jnp.zeros_like(kept.x), dscale, dbias  # a lone element is its own mean
-    # x_hat s1 / (n - ddof) + s2 / n of (4) is (x - mean) slope + level, of two numbers for each group.
+    # x_hat s1 / (n - ddof) + s2 / n of (4) is (x - pivot) slope + level, of two numbers for each group.
     slope: Term = 0.0
     level: Term = 0.0
     if kept.n is not None:
@@ -135,17 +139,17 @@ def backward(
         else:
             (s1,) = groups.over_devices(s1)
         slope = kept.rstd * (s1 / jnp.maximum(kept.n - norm.ddof, 1))
-        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * jnp.asarray(kept.low, slope.dtype)
+        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * kept.shift
 
-    def dx(x, g, mean, rstd, slope, level, scale, where):
-        feedback = (x - mean) * slope + level
+    def dx(x, g, pivot, rstd, slope, level, scale, where):
+        feedback = (x - pivot) * slope + level
         return rstd * (g * scale - selected(where, feedback, rstd))  # (4)
 
-    return groups.each(dx, kept.x, g, kept.mean, kept.rstd, slope, level, kept.scale, kept.where), dscale, dbias
+    return groups.each(dx, kept.x, g, kept.pivot, kept.rstd, slope, level, kept.scale, kept.where), dscale, dbias
 
 
 def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statistics:
-    """Equation (1), about a pivot."""
+    """Equation (1) by (5)."""
 
     def total(of: Elementwise, *terms: Term) -> jax.Array:
         return groups.total(lambda where, *terms: selected(where, of(*terms)), where, *terms)
@@ -155,13 +159,13 @@ def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statist
         squares, n = groups.over_devices(total(lax.square, x), n)
         return Statistics(0.0, 0.0, _rstd(norm, squares, n), n, squares)
     pivot = groups.near_mean(x, where)
-    shift = total(jnp.subtract, x, pivot) / jnp.maximum(n, 1)
+    shift = total(jnp.subtract, x, pivot) / jnp.maximum(n, 1)  # (5)
     squares = total(lambda x, pivot: lax.square(x - pivot), x, pivot)
-    squares = jnp.maximum(squares - n * shift * shift, 0)
-    mean, low = two_sum(pivot, shift)
+    squares = jnp.maximum(squares - n * shift * shift, 0)  # (5)
     if groups.synced:
-        mean, low, squares, n = union(groups.of_devices(mean, low, squares, n))
-    return Statistics(mean, few_bits(low), _rstd(norm, squares, n), n, squares)
+        of_all, shift, squares, n = union(groups.of_devices(pivot, shift, squares, n))
+        pivot = lax.convert_element_type(of_all, pivot.dtype)  # one of the devices' pivots
+    return Statistics(pivot, shift, _rstd(norm, squares, n), n, squares)
 
 
 def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
@@ -170,17 +174,16 @@ def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def union(of_devices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Mean, low, squares and n of the union of all devices' groups (Chan, Golub and LeVeque): (1) over their means."""
-    mean, low, squares, counts = of_devices
+    """Pivot, shift, squares and n of all devices' groups together: (5) over their means (Chan, Golub and LeVeque)."""
+    pivots, shifts, squares, counts = of_devices
     count = jnp.sum(counts, axis=0)
     n = jnp.maximum(count, 1)
-    pivot = lax.stop_gradient(jnp.max(jnp.where(counts > 0, mean, -jnp.inf), axis=0))
+    pivot = lax.stop_gradient(jnp.max(jnp.where(counts > 0, pivots, -jnp.inf), axis=0))
     pivot = jnp.where(count > 0, pivot, 0)
-    merged = pivot + jnp.sum(counts * (mean - pivot), axis=0) / n
-    distance = jnp.where(counts > 0, (mean - merged) + low, 0)
-    rest = lax.stop_gradient(jnp.sum(counts * distance, axis=0) / n)
-    squares = jnp.sum(squares + counts * distance * distance, axis=0) - n * rest * rest
-    return merged, rest, squares, count
+    distance = jnp.where(counts > 0, (pivots - pivot) + shifts, 0)  # of each device's mean
+    shift = jnp.sum(counts * distance, axis=0) / n
+    squares = jnp.sum(squares + counts * lax.square(distance - shift), axis=0)
+    return pivot, shift, squares, count
 
 
 def at_once(norm: Norm, mean_of: Elementwise, size: int, x: jax.Array, scale: Term, bias: Term) -> jax.Array:
@@ -198,16 +201,16 @@ def at_once(norm: Norm, mean_of: Elementwise, size: int, x: jax.Array, scale: Te
     return x * lax.rsqrt(var + norm.epsilon) * scale + bias  # (2)
 
 
-def x_hat(x: jax.Array, mean: Term, low: Term, rstd: jax.Array, where: Term) -> jax.Array:
-    """x_hat of (2), computed anew from the input in both passes."""
-    hat = (x - mean - low) * rstd
+def x_hat(x: jax.Array, pivot: Term, shift: Term, rstd: jax.Array, where: Term) -> jax.Array:
+    """x_hat of (5), computed anew from the input in both passes."""
+    hat = (x - pivot - shift) * rstd
     # A position that a mask leaves out may hold anything, and is 0 in an empty group even so.
     return hat if where is True else jnp.where(rstd == 0, 0, hat)
 
 
-def times_rstd(total: jax.Array, over_g: jax.Array, low: Term, rstd: jax.Array, where: Term) -> jax.Array:
-    """A sum of g x_hat from that of g (x - mean): low and rstd, which are one number for a group, enter last."""
-    total = (total - over_g * low) * rstd
+def from_centred(total: jax.Array, over_g: jax.Array, shift: Term, rstd: jax.Array, where: Term) -> jax.Array:
+    """sum(g x_hat) of (5), from sum(g (x - pivot)); shift and rstd are one number for a group and so enter last."""
+    total = (total - over_g * shift) * rstd
     return total if where is True else jnp.where(rstd == 0, 0, total)
 
 
@@ -219,18 +222,6 @@ def selected(where: Term, values: jax.Array, rstd: jax.Array | float = 1.0) -> j
 def itself(value: jax.Array) -> jax.Array:
     """The value, for sums of nothing but an array."""
     return value
-
-
-def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """a + b, and what rounding it lost (Knuth); the loss carries no derivative, since the sum's own is complete."""
-    total = a + b
-    rounded = total - a
-    return total, lax.stop_gradient((a - (total - rounded)) + (b - rounded))
-
-
-def few_bits(low: jax.Array) -> jax.Array:
-    """A few bits of `low` are as good as all; float64 has digits to spare and must not lose range."""
-    return low if low.dtype == jnp.float64 else lax.convert_element_type(low, jnp.bfloat16)
 
 
 def rsqrt_or_zero(v: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The static side of one convolution in canonical order, and the geometry of its transpose.
+"""The static side of one convolution in canonical order, and the geometries of its gradients.
 
 Axes are channels last: x is `(N, *input_size, C)`, the kernel `(*kernel_size, C / groups, O)` and y
 `(N, *output_size, O)`. The numbered equations are those of `jaxnorm.convolution`.
@@ -61,7 +61,7 @@ class Geometry:
             self,
             input_size=self.output_size,
             strides=self.input_dilation,
-            padding=tuple((reach - 1 - low, u) for (low, _), reach, u in ends),
+            padding=tuple((reach - 1 - low, u) for (low, _), reach, u in ends),  # (3) and (5)
             input_dilation=self.strides,
         )
 
@@ -73,7 +73,7 @@ class Geometry:
             self,
             kernel_size=self.output_size,
             strides=self.kernel_dilation,
-            padding=tuple((low, reach - 1 - u) for (low, _), reach, u in ends),
+            padding=tuple((low, reach - 1 - u) for (low, _), reach, u in ends),  # (4) and (5)
             kernel_dilation=self.strides,
         )
 

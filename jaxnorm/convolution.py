@@ -35,60 +35,21 @@ References: Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep
 https://arxiv.org/abs/1603.07285 (chapter 4 is (3) and its paddings).
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm._arguments import as_float_array, as_parameter, static_bool, static_int
-from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._convolution_options import Options, checked
+from jaxnorm._cotangents import cast, cotangent_for
 from jaxnorm._lower.convolution.choice import convolve, correlate
-from jaxnorm._lower.convolution.geometry import (
-    Geometry,
-    Order,
-    Pairs,
-    channels_last,
-    dilated,
-    flipped,
-    from_canonical,
-    to_canonical,
-    transposed_kernel,
-)
+from jaxnorm._lower.convolution.geometry import transposed_kernel
 
 Padding = str | int | Sequence[int | Sequence[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The caller's axis orders: canonical axis i (NHWC, HWIO, NHWC and kin) is the caller's axis `x[i]`, and so on."""
-
-    x: Order
-    kernel: Order  # in and out exchanged if the kernel is a transposed one
-    y: Order
-    flip: bool  # whether the kernel's spatial axes are reversed too
-
-
-@dataclasses.dataclass(frozen=True)
-class Convolution:
-    """The static side of one call."""
-
-    geometry: Geometry
-    output_dtype: Any
-    layout: Layout
-
-
-class Residuals(NamedTuple):
-    """What the backward pass keeps: the inputs as they came, in the caller's axis order."""
-
-    x: jax.Array
-    kernel: jax.Array
-    bias: jax.Array | None  # for its dtype
 
 
 def conv(
@@ -144,10 +105,20 @@ def conv(
     References:
       Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", https://arxiv.org/abs/1603.07285.
     """
-    return _apply(
-        False, x, kernel, bias, strides, padding, input_dilation, kernel_dilation, feature_group_count,
-        dimension_numbers, False, precision, preferred_element_type,
-    )  # fmt: skip
+    arguments = checked(
+        x,
+        kernel,
+        bias,
+        strides=strides,
+        padding=padding,
+        input_dilation=input_dilation,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+        dimension_numbers=dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    return _convolution(*arguments)
 
 
 def conv_transpose(
@@ -201,170 +172,63 @@ def conv_transpose(
     References:
       Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning", https://arxiv.org/abs/1603.07285.
     """
-    return _apply(
-        True, x, kernel, bias, 1, padding, strides, kernel_dilation, 1,
-        dimension_numbers, transpose_kernel, precision, preferred_element_type,
-    )  # fmt: skip
+    arguments = checked(
+        x,
+        kernel,
+        bias,
+        padding=padding,
+        input_dilation=strides,
+        kernel_dilation=kernel_dilation,
+        dimension_numbers=dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        transposed=True,
+        transpose_kernel=transpose_kernel,
+    )
+    return _convolution(*arguments)
 
 
-# --- the core -------------------------------------------------------------------------------------------------------
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+class Residuals(NamedTuple):
+    """What the backward pass keeps: the arguments as they came, so that nothing is copied."""
+
+    x: jax.Array  # in the caller's shape and dtype, for (4); its dtype is also dx's
+    kernel: jax.Array  # in the caller's shape and dtype, for (3); its dtype is also dkernel's
+    bias: jax.Array | None  # (C_out,), for its dtype, which is also dbias's
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolution(static, x, kernel, bias):
-    return _convolution_fwd(static, x, kernel, bias)[0]
+def _convolution(options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return _convolution_fwd(options, x, kernel, bias)[0]
 
 
-def _convolution_fwd(static, x, kernel, bias):
-    layout = static.layout
-    y = convolve(static.geometry, x, _canonical_kernel(kernel, layout), layout.x, layout.y)  # (1)
+def _convolution_fwd(
+    options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, Residuals]:
+    geometry, layout = options.geometry, options.layout
+    y = convolve(geometry, x, layout.canonical_kernel(kernel), layout.x, layout.y)  # (1), as long as (2) says
     if bias is not None:
-        y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, layout.y[-1:])
-    return cast(y, static.output_dtype), Residuals(x, kernel, bias)
+        y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, layout.y[-1:])  # (1), its b
+    return cast(y, options.output_dtype), Residuals(x, kernel, bias)
 
 
-def _convolution_bwd(static, residuals, g):
-    x, kernel, bias = residuals
-    geometry, layout = static.geometry, static.layout
-    swapped = transposed_kernel(_canonical_kernel(kernel, layout), geometry.groups)
-    dx = convolve(geometry.transposed, g, swapped, layout.y, layout.x)  # (3) and (5)
-    dkernel = correlate(geometry, x, g, layout.x, layout.y)  # (4)
+def _convolution_bwd(
+    options: Options, residuals: Residuals, g: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    geometry, layout = options.geometry, options.layout
+    exchanged = transposed_kernel(layout.canonical_kernel(residuals.kernel), geometry.groups)  # w[K - 1 - k, c, o]
+    dx = convolve(geometry.transposed, g, exchanged, layout.y, layout.x)  # (3), padded by (5)
+    dkernel = correlate(geometry, residuals.x, g, layout.x, layout.y)  # (4), padded by (5)
     dbias = None
-    if bias is not None:
-        dbias = cotangent_for(bias, jnp.sum(cast(g, geometry.dtype), axis=layout.y[:-1]))  # (4)
+    if residuals.bias is not None:
+        dbias = cotangent_for(residuals.bias, jnp.sum(cast(g, geometry.dtype), axis=layout.y[:-1]))  # (4), its db
     return (
-        cotangent_for(x, dx),
-        cotangent_for(kernel, from_canonical(flipped(dkernel) if layout.flip else dkernel, layout.kernel)),
+        cotangent_for(residuals.x, dx),
+        cotangent_for(residuals.kernel, layout.callers_kernel(dkernel)),
         dbias,
     )
 
 
 _convolution.defvjp(_convolution_fwd, _convolution_bwd)
-
-
-# --- axis orders and sizes ------------------------------------------------------------------------------------------
-
-
-def _canonical_kernel(kernel: jax.Array, layout: Layout) -> jax.Array:
-    canonical = to_canonical(kernel, layout.kernel)
-    return flipped(canonical) if layout.flip else canonical
-
-
-def _spatial(array: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(array.shape[axis] for axis in axes)
-
-
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _layout(x: jax.Array, kernel: jax.Array, dimension_numbers: Sequence[str] | None, transpose: bool) -> Layout:
-    if x.ndim not in (3, 4, 5):
-        raise ValueError(f"x must have a batch, 1 to 3 spatial axes and channels, got shape {x.shape}")
-    if kernel.ndim != x.ndim:
-        raise ValueError(f"kernel must have as many axes as x of shape {x.shape}, got shape {kernel.shape}")
-    names = channels_last(x.ndim - 2) if dimension_numbers is None else dimension_numbers
-    try:
-        if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-            raise TypeError("not strings")
-        of_x, of_kernel, of_y = lax.conv_dimension_numbers(x.shape, kernel.shape, tuple(names))
-    except TypeError as error:
-        raise ValueError(
-            f"dimension_numbers must be three strings like {channels_last(x.ndim - 2)} for x of shape {x.shape} and "
-            f"kernel of shape {kernel.shape}, got {dimension_numbers!r}: {error}"
-        ) from None
-    outputs, inputs, *window = of_kernel
-    channels = (outputs, inputs) if transpose else (inputs, outputs)
-    return Layout(
-        x=(of_x[0], *of_x[2:], of_x[1]),
-        kernel=(*window, *channels),
-        y=(of_y[0], *of_y[2:], of_y[1]),
-        flip=transpose,
-    )
-
-
-def _check_channels(x: jax.Array, kernel: jax.Array, layout: Layout, groups: int) -> None:
-    *window, inputs, outputs = _spatial(kernel, layout.kernel)
-    channels = x.shape[layout.x[-1]]
-    if channels != inputs * groups or outputs % groups:
-        raise ValueError(
-            f"kernel of shape {kernel.shape} has {inputs} input and {outputs} output channels, but needs "
-            f"{channels} / {groups} and a multiple of {groups}: x has shape {x.shape}, feature_group_count is {groups}"
-        )
-    if 0 in window:
-        raise ValueError(f"kernel must have at least one entry along each spatial axis, got shape {kernel.shape}")
-
-
-def _per_axis(name: str, value: Any, space: int) -> tuple[int, ...]:
-    """A positive int, or one per spatial axis, as a tuple."""
-    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
-        return (static_int(name, value, minimum=1),) * space
-    values = tuple(static_int(name, v, minimum=1) for v in value)
-    if len(values) != space:
-        raise ValueError(f"{name} must be an int or {space} of them, one per spatial axis, got {value!r}")
-    return values
-
-
-def _pairs(padding: Any, space: int) -> Pairs:
-    """Explicit padding as (low, high) pairs."""
-    given = tuple(padding) if isinstance(padding, Sequence | np.ndarray) else (padding,) * space
-    pads = [tuple(p) if isinstance(p, Sequence | np.ndarray) else (p, p) for p in given]
-    if len(pads) != space or any(len(pair) != 2 for pair in pads):
-        raise ValueError(
-            f"padding must be a string, an int, or one int or (low, high) pair for each of the {space} spatial axes, "
-            f"got {padding!r}"
-        )
-    return tuple((static_int("padding", low), static_int("padding", high)) for low, high in pads)
-
-
-def _string_padding(name, transposed, sizes, reach, strides, input_dilation) -> Pairs:
-    """lax's meaning of a string; `conv_transpose` undoes the convolution of that padding."""
-    if transposed and name == "VALID":
-        return tuple((k - 1, max(k, s) - 1) for k, s in zip(reach, input_dilation, strict=True))
-    if transposed and name == "SAME":
-        lows = tuple(min(k - 1, (k + s - 1) // 2) for k, s in zip(reach, input_dilation, strict=True))
-        return tuple((low, k + s - 2 - low) for low, k, s in zip(lows, reach, input_dilation, strict=True))
-    if transposed or name.upper() not in ("SAME", "SAME_LOWER", "VALID"):
-        names = '"SAME", "VALID"' if transposed else '"SAME", "SAME_LOWER", "VALID"'
-        raise ValueError(f"padding must be {names}, an int, or ints or pairs of ints, got {name!r}")
-    if any(f != 1 for f in input_dilation):
-        raise ValueError(f"padding must be ints or pairs where input_dilation is {input_dilation}, got {name!r}")
-    return tuple((int(low), int(high)) for low, high in lax.padtype_to_pads(sizes, reach, strides, name))
-
-
-def _output_dtype(x: jax.Array, preferred_element_type: DTypeLike | None) -> Any:
-    dtype = x.dtype if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"preferred_element_type must be a floating-point dtype, got {dtype}")
-    return dtype
-
-
-def _apply(
-    transposed, x, kernel, bias, strides, padding, input_dilation, kernel_dilation, groups,
-    dimension_numbers, transpose_kernel, precision, preferred_element_type,
-) -> jax.Array:  # fmt: skip
-    """Both public functions: the arguments checked, then the core."""
-    x, kernel = as_float_array("x", x), as_float_array("kernel", kernel)
-    layout = _layout(x, kernel, dimension_numbers, static_bool("transpose_kernel", transpose_kernel))
-    groups = static_int("feature_group_count", groups, minimum=1)
-    input_size, kernel_size = _spatial(x, layout.x[1:-1]), _spatial(kernel, layout.kernel[:-2])
-    _check_channels(x, kernel, layout, groups)
-    outputs = kernel.shape[layout.kernel[-1]]
-    bias = as_parameter("bias", bias, (outputs,), f"the output channels of kernel of shape {kernel.shape}")
-    space = x.ndim - 2
-    strides = _per_axis("strides", strides, space)
-    input_dilation = _per_axis("strides" if transposed else "input_dilation", input_dilation, space)
-    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, space)
-    if isinstance(padding, str):
-        reach = dilated(kernel_size, kernel_dilation)
-        pads = _string_padding(padding, transposed, input_size, reach, strides, input_dilation)
-    else:
-        pads = _pairs(padding, space)
-    if any(size + sum(ends) < 0 for size, ends in zip(dilated(input_size, input_dilation), pads, strict=True)):
-        raise ValueError(f"padding {padding!r} crops more than there is of x of shape {x.shape}")
-    precision = tuple(precision) if isinstance(precision, list) else precision
-    output_dtype = _output_dtype(x, preferred_element_type)
-    dtype = jnp.float64 if output_dtype == jnp.float64 else compute_dtype(x, kernel, bias)
-    geometry = Geometry(
-        input_size, kernel_size, strides, pads, input_dilation, kernel_dilation, groups, precision, dtype
-    )
-    return _convolution(Convolution(geometry, output_dtype, layout), x, kernel, bias)

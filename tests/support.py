@@ -45,6 +45,11 @@ def bound(case: Case, module: ModuleType) -> Callable[..., Any]:
     return call
 
 
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> jax.Array:
+    """Standard normal numbers, others for another shape."""
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
+
+
 def random_like(tree: Any, seed: int = 0) -> Any:
     """Random arrays of the shapes and dtypes of a tree: cotangents, tangents."""
     rng = np.random.default_rng(seed)

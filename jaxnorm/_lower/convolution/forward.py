@@ -20,20 +20,30 @@ from jaxnorm._lower.convolution.geometry import Geometry, channels_last, flipped
 Convolve = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 Terms = list[tuple[int, tuple[int, ...]]]  # in-group channels and taps
 
-IN_CACHE = 1 << 22  # numbers of y that stay in a cache from one pass to the next: 16 MB
-TERMS_IN_CACHE, TERMS = 14, 28  # of y's sum in one pass; of 7, 10, 14, 20, 28 and all the fastest for most shapes
-UNROLLED_TERMS = 128  # of a sum, written out; beyond, the first kernel axis is a loop: a term compiles for about 1 ms
-UNROLLED_CONVOLUTIONS = 16  # written out side by side; beyond, they are a loop
+# Each pass over y adds this many terms of its sum. A pass of more terms reads more places of x at a time, which are
+# further apart than a core's cache is large; with fewer terms there are more passes. A y that no cache holds comes from
+# memory in each pass, so that fewer passes are worth more.
+TERMS_IN_CACHE, TERMS = 14, 28
+IN_CACHE = 1 << 22  # the most entries of y that a cache holds from one pass to the next
+# Each in-group channel of x is first copied once for each of its group's outputs, if at least this many taps read it.
+# The copy is one more pass; without it each tap gathers the channel's entries again.
+LAID_OUT_TAPS = 6
+# A sum of up to this many terms is unrolled, and a longer one loops over the longest kernel axis, since each unrolled
+# term takes time to compile.
+UNROLLED_TERMS = 128
+# Up to this many convolutions are unrolled, since XLA runs side by side what does not depend on each other, and more
+# are a loop, since each takes time to compile.
+UNROLLED_CONVOLUTIONS = 16
 
 
 def by_lax(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Any geometry: XLA's own convolution.
 
-    Its operands are in canonical order already. XLA's CPU backend puts only the entry computation's into that order
-    itself: inside a scan, any other falls to a naive loop.
+    Its operands are in canonical order already. XLA's CPU backend puts them into that order itself only outside loops;
+    in a scan, a convolution in any other order falls to a naive loop.
 
-    For a low padding below 0, XLA's CPU backend in jax 0.10 reads past the array in float32, and of one as long as the
-    window autodiff makes such: x is padded before there.
+    XLA's CPU backend in jax 0.10 reads past a float32 array if the low padding is below 0. Autodiff makes such a
+    padding from one that is as long as the window. In both cases x is padded by an operation of its own.
     """
     if not all(0 <= low < reach for (low, _), reach in zip(geometry.padding, geometry.reach, strict=True)):
         x, none, ones = padded(geometry, x), ((0, 0),) * geometry.space, (1,) * geometry.space
@@ -76,40 +86,48 @@ def by_phases(geometry: Geometry, x: jax.Array, kernel: jax.Array, convolve: Con
     """Stride 1 on the first axis with an input dilation e: a convolution without it for each t modulo e.
 
     y[e q + p] meets x[i] for e i = e q + p + d k - l. So phase p has the taps k with e | p + d k - l, every
-    (e / gcd(d, e))-th from the first one, k_0; the entries they meet begin at q + (p + d k_0 - l) / e and lie
-    d / gcd(d, e) apart.
+    (e / gcd(d, e))-th from the first one, k_0; the entries they meet begin at q + (p + d k_0 - l) / e and follow each
+    other at a distance of d / gcd(d, e).
     """
     axis = next(i for i, e in enumerate(geometry.input_dilation) if e > 1)
     e, d, low = geometry.input_dilation[axis], geometry.kernel_dilation[axis], geometry.padding[axis][0]
-    window, length = geometry.kernel_size[axis], geometry.output_size[axis]
-    step, rows = e // math.gcd(d, e), -(-length // e)
+    window, step = geometry.kernel_size[axis], e // math.gcd(d, e)
     phases = {}
     for p in range(e):
-        taps = [k for k in range(window) if (p + d * k - low) % e == 0]
-        if not taps:
-            continue  # meets zeros alone
-        first, dilation = (p + d * taps[0] - low) // e, d * step // e
-        high = first + rows - 1 + (len(taps) - 1) * dilation + 1 - geometry.input_size[axis]
-        part = geometry.with_axis(
-            axis, kernel_size=len(taps), padding=(-first, high), input_dilation=1, kernel_dilation=dilation
-        )
-        phases[p] = convolve(part, x, lax.slice_in_dim(kernel, taps[0], window, step, axis))
+        first = next((k for k in range(window) if (p + d * k - low) % e == 0), None)
+        if first is not None:  # else the phase meets zeros alone
+            part = _phase(geometry, axis, p, range(first, window, step))
+            phases[p] = convolve(part, x, lax.slice_in_dim(kernel, first, window, step, axis))
+    return _interleaved(phases, e, axis + 1, geometry.output_size[axis])
+
+
+def _phase(geometry: Geometry, axis: int, p: int, taps: range) -> Geometry:
+    """The geometry of the outputs that are p modulo e along the axis, which meet these taps alone."""
+    e, d, low = geometry.input_dilation[axis], geometry.kernel_dilation[axis], geometry.padding[axis][0]
+    rows = -(-geometry.output_size[axis] // e)
+    first, dilation = (p + d * taps[0] - low) // e, d * taps.step // e
+    high = first + rows - 1 + (len(taps) - 1) * dilation + 1 - geometry.input_size[axis]
+    return geometry.with_axis(
+        axis, kernel_size=len(taps), padding=(-first, high), input_dilation=1, kernel_dilation=dilation
+    )
+
+
+def _interleaved(phases: dict[int, jax.Array], e: int, axis: int, length: int) -> jax.Array:
+    """The array of this length whose entry e q + p along the axis is entry q of phase p, 0 where there is no phase."""
     some = next(iter(phases.values()))
+    rows = some.shape[axis]
     if len(phases) == 1:
         ((p, y),) = phases.items()
         ends = [(0, 0, 0)] * y.ndim
-        ends[axis + 1] = (p, length - p - ((rows - 1) * e + 1), e - 1)
+        ends[axis] = (p, length - p - ((rows - 1) * e + 1), e - 1)
         return lax.pad(y, _zero(y), ends)
-    y = jnp.stack([phases.get(p, jnp.zeros_like(some)) for p in range(e)], axis + 2)
-    y = lax.reshape(y, (*some.shape[: axis + 1], rows * e, *some.shape[axis + 2 :]))
-    return lax.slice_in_dim(y, 0, length, axis=axis + 1)
+    y = jnp.stack([phases.get(p, jnp.zeros_like(some)) for p in range(e)], axis + 1)
+    y = lax.reshape(y, (*some.shape[:axis], rows * e, *some.shape[axis + 1 :]))
+    return lax.slice_in_dim(y, 0, length, axis=axis)
 
 
 def by_leading_taps(geometry: Geometry, x: jax.Array, kernel: jax.Array, convolve: Convolve) -> jax.Array:
-    """No input dilation on the first of several axes: a sum over its taps, that axis being part of the batch.
-
-    XLA's CPU backend runs 2-D convolutions 3 to 5 times faster than 3-D ones.
-    """
+    """No input dilation on the first of several axes: a sum over its taps, that axis being part of the batch."""
     lead, rest = geometry.along(slice(1)), geometry.along(slice(1, None))
     xp = padded(lead, x)
     y: jax.Array | None = None
@@ -123,8 +141,7 @@ def by_leading_taps(geometry: Geometry, x: jax.Array, kernel: jax.Array, convolv
 def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Any groups, no input dilation: the sum over taps and in-group channels of shifted x times the kernel's entry.
 
-    Elementwise arithmetic over y. A product per channel is what depthwise convolution is; with a few channels a group
-    it still beats matrix products of that size.
+    This is elementwise arithmetic over y, as a depthwise convolution is by itself.
     """
     *window, inputs, outputs = kernel.shape
     xp = padded(geometry, x)
@@ -147,39 +164,44 @@ def by_shifts(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _add_shifts(geometry: Geometry, xp: jax.Array, kernel: jax.Array, y: jax.Array | None = None) -> jax.Array:
     """The sum from the padded x, added to y: a few terms in each pass over y.
 
-    A pass of 49 terms reads as many places of x, further apart than a core's cache is large: a 7x7 kernel's took .75 ms
-    on 16 x 16 x 16 x 64 and 1.25 on 4 x 14 x 14 x 384, passes of 13 take .5 and .7 to .8. A y that no cache holds comes
-    from memory in each pass: fewer passes for that.
+    Each pass is outlined, as XLA would compute it again for every entry of what it is fused into, such as a padding.
     """
     *window, inputs, outputs = kernel.shape
-    taps = list(np.ndindex(*window))
-    # Each channel's entries of x laid out first, once for each of its group's outputs: 1.2 to 2.7 times as fast where
-    # enough taps read them, and read them all. The more outputs in a row read the same entry, the less is to be gained.
-    repeats = outputs // geometry.groups
-    laid_out = inputs * repeats > 1 and len(taps) >= max(6, 2 * repeats) and math.prod(geometry.strides) == 1
+    taps, repeats = list(np.ndindex(*window)), outputs // geometry.groups
+    # A copy gains less where strided taps leave out some of its entries, and the more outputs in a row read one entry.
+    read_often = len(taps) >= max(LAID_OUT_TAPS, 2 * repeats) and math.prod(geometry.strides) == 1
+    lays_out = inputs * repeats > 1 and read_often
     in_cache = xp.shape[0] * math.prod(geometry.output_size) * outputs <= IN_CACHE
-
-    def channel(c: int, xp: jax.Array) -> jax.Array:
-        xc = lax.reshape(xp, (*xp.shape[:-1], geometry.groups, inputs))[..., c]
-        return jnp.repeat(xc, repeats, axis=-1)
-
-    def add(terms: Terms, x: jax.Array, kernel: jax.Array, y: jax.Array | None) -> jax.Array:
-        for c, k in terms:
-            met = tap(geometry, x if laid_out else channel(c, x), k)
-            term = met * kernel[(*k, slice(c, c + 1))].reshape((1,) * (xp.ndim - 1) + (outputs,))
-            y = term if y is None else y + term
-        assert y is not None
-        return y
-
-    # Apart: XLA would compute it again for every entry of what it is fused into (a padding of y: 100 times slower).
-    every: list[Terms] = [[(c, k) for k in taps] for c in range(inputs)]
-    for terms in every if laid_out else [sum(every, [])]:
-        x = outlined(functools.partial(channel, terms[0][0]), xp) if laid_out else xp
+    for channels in [[c] for c in range(inputs)] if lays_out else [list(range(inputs))]:
+        lay_out = functools.partial(_channel, geometry, channels[0], outputs)
+        x = outlined(lay_out, xp) if lays_out else xp
+        terms = [(c, k) for c in channels for k in taps]
         passes = -(-len(terms) // (TERMS_IN_CACHE if in_cache else TERMS))
-        for some in np.array_split(np.arange(len(terms)), passes):
-            y = outlined(functools.partial(add, [terms[i] for i in some]), x, kernel, y)
+        for chosen in np.array_split(np.arange(len(terms)), passes):
+            add = functools.partial(_add_terms, geometry, [terms[i] for i in chosen], lays_out)
+            y = outlined(add, x, kernel, y)
     assert y is not None  # a kernel has a tap
     return y
+
+
+def _add_terms(
+    geometry: Geometry, terms: Terms, laid_out: bool, x: jax.Array, kernel: jax.Array, y: jax.Array | None
+) -> jax.Array:
+    """Some terms of the sum, added to y. Where it is laid out, x is what `_channel` made for the terms' one channel."""
+    outputs = kernel.shape[-1]
+    for c, k in terms:
+        met = tap(geometry, x if laid_out else _channel(geometry, c, outputs, x), k)
+        term = met * kernel[(*k, slice(c, c + 1))].reshape((1,) * (x.ndim - 1) + (outputs,))
+        y = term if y is None else y + term
+    assert y is not None
+    return y
+
+
+def _channel(geometry: Geometry, c: int, outputs: int, xp: jax.Array) -> jax.Array:
+    """In-group channel c of the padded x, once for each of its group's outputs: `(..., outputs)`."""
+    groups = geometry.groups
+    channel = lax.reshape(xp, (*xp.shape[:-1], groups, xp.shape[-1] // groups))[..., c]
+    return jnp.repeat(channel, outputs // groups, axis=-1)
 
 
 def by_groups(geometry: Geometry, x: jax.Array, kernel: jax.Array, convolve: Convolve) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The static side of one convolution in canonical order, and the geometry of its transpose.
+"""The static side of one convolution in canonical order, and the geometries of its gradients.
 
 Axes are channels last: x is `(N, *input_size, C)`, the kernel `(*kernel_size, C / groups, O)` and y
 `(N, *output_size, O)`. The numbered equations are those of `jaxnorm.convolution`.
@@ -61,8 +61,20 @@ class Geometry:
             self,
             input_size=self.output_size,
             strides=self.input_dilation,
-            padding=tuple((reach - 1 - low, u) for (low, _), reach, u in ends),
+            padding=tuple((reach - 1 - low, u) for (low, _), reach, u in ends),  # (3) and (5)
             input_dilation=self.strides,
+        )
+
+    @property
+    def correlated(self) -> "Geometry":
+        """The geometry of (4), a convolution of x with g: stride and kernel dilation exchanged, paddings by (5)."""
+        ends = zip(self.padding, self.reach, self.excess, strict=True)
+        return dataclasses.replace(
+            self,
+            kernel_size=self.output_size,
+            strides=self.kernel_dilation,
+            padding=tuple((low, reach - 1 - u) for (low, _), reach, u in ends),  # (4) and (5)
+            kernel_dilation=self.strides,
         )
 
     def along(self, axes: slice) -> "Geometry":
@@ -87,7 +99,7 @@ def channels_last(space: int) -> tuple[str, str, str]:
 
 
 def to_canonical(array: jax.Array, order: Order) -> jax.Array:
-    """The caller's array in canonical order, untouched if it has it: an eager copy would be one more buffer."""
+    """The caller's array in canonical order. One that has it is left alone, since an eager copy takes memory."""
     return array if order == tuple(range(array.ndim)) else lax.transpose(array, order)
 
 
@@ -111,5 +123,5 @@ def transposed_kernel(kernel: jax.Array, groups: int) -> jax.Array:
 
 
 def dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """D of the equations."""
+    """D(n, f) of the equations, for each axis."""
     return tuple((n - 1) * f + 1 if n else 0 for n, f in zip(sizes, dilation, strict=True))

@@ -21,19 +21,25 @@ from jaxnorm._lower.convolution.geometry import Geometry, transposed_kernel
 
 Correlate = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 
-UNROLLED_TAPS = 16  # whose sums are written out in one loop over the images; beyond, the first kernel axis is a loop
-# Groups are merged up to this many channels: matrix products as narrow as a vector register cost what wider ones do. Of
-# 8, 16, 32 and 64 this was the fastest for 4, 8 and 16 channels a group.
+# Up to this many taps are unrolled in one loop over the images, and for more the longest kernel axis is a loop, since
+# each unrolled tap takes time to compile.
+UNROLLED_TAPS = 16
+# Groups are merged up to this many channels. Matrix products narrower than a vector register cost as much as one that
+# fills it, and of wider ones a smaller part is kept.
 MERGED_CHANNELS = 16
-ROWS = 8  # added in one pass: fewer are more passes, 16 are more streams from memory than a cache has ways
-CHUNK = 1 << 20  # entries of g that are in work at a time; half as many and less were slower for most shapes
+# This many rows are added in one pass. Fewer are more passes, and more are more streams from memory than a cache has
+# ways.
+ROWS = 8
+# This many entries of g are in work at a time, so that each tap after the first finds them in a cache; fewer at a time
+# are more turns of a loop.
+CHUNK = 1 << 20
 
 
 def by_lax(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """Any geometry: x convolved with g dilated by the strides, the batch being what is summed over.
 
-    In-group channels take the place of the batch, and (group, image) that of the channels: feature groups, since XLA's
-    CPU backend runs batch groups in a naive loop.
+    In-group channels take the place of the batch, and pairs of a group and an image that of the channels. So the groups
+    are feature groups, since XLA's CPU backend runs batch groups in a naive loop.
     """
     batch, *size, channels = x.shape
     space, groups = geometry.space, geometry.groups
@@ -41,15 +47,7 @@ def by_lax(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     images = lax.transpose(images, (space + 2, *range(1, space + 1), space + 1, 0))
     images = lax.reshape(images, (channels // groups, *size, groups * batch))
     window = lax.transpose(g, (*range(1, space + 1), 0, space + 1))
-    ends = zip(geometry.padding, geometry.reach, geometry.excess, strict=True)
-    exchanged = dataclasses.replace(
-        geometry,
-        kernel_size=geometry.output_size,
-        strides=geometry.kernel_dilation,
-        kernel_dilation=geometry.strides,
-        padding=tuple((low, reach - 1 - u) for (low, _), reach, u in ends),  # (5)
-    )
-    dkernel = forward.by_lax(exchanged, images, window)
+    dkernel = forward.by_lax(geometry.correlated, images, window)
     return lax.transpose(dkernel, (*range(1, space + 1), 0, space + 1))
 
 
@@ -66,8 +64,8 @@ def by_product(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 def by_patches(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """One group, no dilation, windows no longer than the strides s: the product of a matrix of patches and g.
 
-    Windows that do not meet cut x into blocks of s, whose first K entries they are: moved to the front, these are the
-    rows of the kernel.
+    Disjoint windows are the first K entries of the blocks of s that x is cut into. Moved to the front, these entries
+    are the rows of the kernel.
     """
     space, window, lengths = geometry.space, geometry.kernel_size, geometry.output_size
     axes = zip(geometry.padding, lengths, geometry.strides, geometry.input_size, strict=True)
@@ -127,12 +125,14 @@ def by_merged_groups(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: 
 def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """One input channel a group, no input dilation: for each tap, the sum over all positions of shifted x times g.
 
-    Some images at a time, and each block of rows in one elementwise pass, XLA's sums being of one operand: with a tap's
-    slice for another it would be written out first. Tap by tap x and g come from the cache.
+    XLA's sums read one array, so a tap's product of x and g would be materialized before it is summed. Therefore rows
+    are added to each other in the pass that multiplies them, for a few images at a time, whose x and g a cache holds
+    from one tap to the next.
     """
     outputs = g.shape[-1]
     xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
     window, taps = geometry.kernel_size, math.prod(geometry.kernel_size)
+    # With one axis, a turn of the loop would be a single tap, so that more taps are unrolled.
     if taps <= UNROLLED_TAPS or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
         return lax.reshape(_column_sums(geometry, xp, g), (*window, 1, outputs))
     axis = int(np.argmax(window))
@@ -148,13 +148,11 @@ def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, together: bool = False) -> jax.Array:
     """The sums over all positions, `(taps, O)`, from the padded x.
 
-    `together` they are one array, of one pass and one sum. For the taps of a loop that is 1.1 to 1.4 times as fast (the
-    7 of 7x7 kernels: 1.5 -> 1.3 ms, 1.6 -> 1.3), for the 9 of 3x3 kernels, of larger arrays, .9 times.
+    With `together` the taps' products are one array, of one pass and one sum, which pays for the few taps of a loop;
+    for more taps on larger arrays it is slower.
     """
-    batch, length, *_, channels = g.shape
-    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
-    rows = min(length, ROWS)
-    rows = next((r for r in range(rows, rows // 2, -1) if length % r == 0), rows)
+    batch, length, channels = g.shape[0], g.shape[1], g.shape[-1]
+    images, rows = _images_at_a_time(g), _rows_at_a_time(length)
     whole = length // rows * rows
     taps, positions = list(np.ndindex(*geometry.kernel_size)), tuple(range(g.ndim - 1))
 
@@ -175,6 +173,18 @@ def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, together: bool
         return totals
     rest = [tap(geometry, xp, k)[:, whole:] * g[:, whole:] for k in taps]
     return totals + jnp.stack([jnp.sum(r, axis=positions) for r in rest])
+
+
+def _images_at_a_time(g: jax.Array) -> int:
+    """The most images of at most CHUNK entries that divide the batch."""
+    batch = g.shape[0]
+    return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
+
+
+def _rows_at_a_time(length: int) -> int:
+    """ROWS, or a few less if these divide the rows."""
+    rows = min(length, ROWS)
+    return next((r for r in range(rows, rows // 2, -1) if length % r == 0), rows)
 
 
 def _sum_of_rows(x: jax.Array, g: jax.Array, rows: int) -> jax.Array:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from support import assert_close, normal, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
@@ -18,10 +19,6 @@ from jaxnorm._lower.convolution import forward, kernel_gradient
 from jaxnorm._lower.convolution.geometry import Geometry, transposed_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def normal(*shape, seed=0, dtype=np.float64):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
 
 
 def one_group(geometry):
@@ -209,13 +206,8 @@ def test_chosen_formulations_match_lax(x, kernel, options):
     x, kernel = normal(*x), normal(*kernel, seed=1)
     g = normal(*jax.eval_shape(functools.partial(reference.conv, **options), x, kernel).shape, seed=2)
 
-    def parts(conv, g, *arrays):
-        y, vjp = jax.vjp(functools.partial(conv, **options), *arrays)
-        return y, *vjp(g)
-
-    ours, theirs = jax.jit(lambda *a: (parts(jn.conv, *a), parts(reference.conv, *a)))(g, x, kernel)
-    for have, want in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(have, want, rtol=1e-10, atol=1e-10 * np.abs(want).max())
+    functions = [functools.partial(module.conv, **options) for module in (jn, reference)]
+    assert_close(*jax.jit(lambda g, *arrays: [value_and_vjp(f, arrays, g) for f in functions])(g, x, kernel))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 8])
@@ -234,6 +226,11 @@ def test_infinities_reach_what_lax_lets_them_reach(groups, dilation):
     for ours, theirs in zip(parts(jn.conv), parts(reference.conv), strict=True):
         assert np.isfinite(theirs).any()
         np.testing.assert_array_equal(np.isfinite(ours) | ~np.isfinite(theirs), True)
+
+
+def stacked(results):
+    """Several results of one structure as one, as vmap gives it."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
 @pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)], ids=str)
@@ -266,10 +263,7 @@ def test_one_by_one_under_vmap(batched, strides):
         assert "while" not in program.as_text()
     wanted = [gradients(reference.conv, *(a[i] if axis == 0 else a for a, axis in zip(arrays, batched, strict=True)))
               for i in range(3)]  # fmt: skip
-    for have, want in zip(
-        jax.tree.leaves(program(*arrays)), zip(*map(jax.tree.leaves, wanted), strict=True), strict=True
-    ):
-        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+    assert_close(program(*arrays), stacked(wanted))
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -283,16 +277,14 @@ def test_depthwise_under_vmap(strides):
 
     program = jax.jit(jax.vmap(functools.partial(both, jn.conv))).lower(x, kernel).compile()
     assert "while" not in program.as_text()
-    wanted = zip(*[both(reference.conv, *pair) for pair in zip(x, kernel, strict=True)], strict=True)
-    for have, want in zip(program(x, kernel), wanted, strict=True):
-        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+    assert_close(program(x, kernel), stacked([both(reference.conv, *pair) for pair in zip(x, kernel, strict=True)]))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("names", [("NHC", "HIO", "NHC"), ("NCH", "OIH", "HNC")], ids=str)
 @pytest.mark.parametrize("size", [2, 17])
-def test_written_out_or_a_loop_under_vmap(size, names, groups):
-    """A few convolutions with more than a tap and a channel a group are written out, others and more are a loop."""
+def test_unrolled_or_a_loop_under_vmap(size, names, groups):
+    """A few convolutions with more than a tap and a channel a group are unrolled, others and more are a loop."""
     options = {"dimension_numbers": names, "feature_group_count": groups}
     x, kernel = normal(size, 2, 5, 4), normal(size, 3, 4 // groups, 4, seed=1)
     canonical = (("NHC", "HIO"), (x, kernel))
@@ -309,8 +301,7 @@ def test_written_out_or_a_loop_under_vmap(size, names, groups):
     if groups < 4:
         assert ("while" in program.as_text()) == (size == 17)
     each = [jax.jit(gradients)(*pair) for pair in zip(x, kernel, strict=True)]
-    for have, *want in zip(jax.tree.leaves(program(x, kernel)), *map(jax.tree.leaves, each), strict=True):
-        np.testing.assert_allclose(have, jnp.stack(want), rtol=1e-10, atol=1e-10)
+    assert_close(program(x, kernel), stacked(each))
 
 
 @pytest.mark.parametrize("strides", [1, 2])

@@ -19,6 +19,8 @@ import jaxnorm as jn
 from jaxnorm.__main__ import main
 from jaxnorm.check import Report, check_vjp, saved_bytes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def custom(primal: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
     """A custom VJP with the primal's own parameters."""
@@ -245,7 +247,6 @@ PLANTS = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
 def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant):
     rule = plant.make(plant.wrong)
@@ -257,7 +258,6 @@ def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant)
         report.raise_if_failed()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", [p for p in PLANTS if p.alone], ids=str)
 def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
     report = check_vjp(plant.make(plant.wrong), *plant.args(0))
@@ -267,7 +267,6 @@ def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
 MAKERS = {plant.make: plant for plant in PLANTS if plant.wrong != "element"}.values()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", MAKERS, ids=lambda plant: plant.make.__name__)
 def test_right_rules_are_accepted_over_100_seeds(plant: Plant):
     rule = plant.make()

@@ -174,7 +174,7 @@ def audit(subject: Subject, names: dict[str, Any]) -> tuple[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Parses the command line, checks, prints the table; returns its rows."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name or inputs hold this text")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(argv)

@@ -133,7 +133,7 @@ def writable(text: str) -> Path:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     defaults = "; ".join(f"{name}: {', '.join(s.sizes)} in {', '.join(s.dtypes)}" for name, s in SECTIONS.items())
     defaults += "; large in bfloat16 only where asked for"

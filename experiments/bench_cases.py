@@ -16,16 +16,14 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import bench_torch
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_method import Call, Sides, floor_of, torch
+from bench_method import Call, Sides, floor_of
 from bench_rivals import HAND_LOSSES, LOSSES, NORMS, Function, Norm, hand_norm, plain_norm
 
 import jaxnorm as jn
-
-if torch:
-    import bench_torch
 
 # x in float32: about 1 MB, 16 MB, 256 MB
 NORM_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

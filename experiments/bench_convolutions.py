@@ -10,17 +10,15 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import bench_torch
 import jax
 import jax.numpy as jnp
 from bench_cases import TOLERANCES, Case, compiled, normal
-from bench_method import Call, Sides, floor_of, torch
+from bench_method import Call, Sides, floor_of
 from jax import lax
 
 import jaxnorm as jn
 from jaxnorm import reference
-
-if torch:
-    import bench_torch
 
 PARTS = ("forward", "dX", "dW")
 STEPS = 4  # of a loop

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bench_cases import LINEAR_SHAPES, LOSS_SHAPES, NORM_SHAPES
 from bench_method import Call, Sides, error, measure
 from bench_models import MEMORY, TRAINED, Model, batch_of, sides, training_step
-from bench_rivals import HAND_LOSSES, LOSSES, NORMS, Norm, hand_norm
+from bench_rivals import HAND_LOSSES, LOSSES, NORMS, Function, Norm, hand_norm
 
 import jaxnorm as jn
 from jaxnorm.check import saved_bytes
@@ -42,7 +42,8 @@ def kept_rows(size: str, dtype: str, rivals: Sequence[str]) -> Iterator[dict[str
     for kind, shapes in NORM_SHAPES.items():
         norm = Norm(kind, shapes[size], jnp.dtype(dtype))
         parameters = [array((norm.channels,), jnp.float32)] * (1 if kind == "rms" else 2)
-        functions = {"jaxnorm": hand_norm(norm)} | {name: NORMS[name](norm) for name in rivals if name in NORMS}
+        others = {name: NORMS[name](norm) for name in rivals if name in NORMS}
+        functions: dict[str, Function] = {"jaxnorm": hand_norm(norm), **others}
         yield row(f"{kind} norm", functions, array(norm.shape), *parameters)
     rows, classes = LOSS_SHAPES[size][1]
     for kind, ours in HAND_LOSSES.items():

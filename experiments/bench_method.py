@@ -74,6 +74,7 @@ def wait(result: Any) -> None:
 
 def repeated(call: Call, times: int) -> None:
     """`times` calls, waited for once."""
+    result = None
     for _ in range(times):
         result = call()
     wait(result)

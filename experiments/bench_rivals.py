@@ -149,7 +149,7 @@ def haiku_norm(norm: Norm) -> Function:
 
 def equinox_norm(norm: Norm) -> Function:
     """Equinox's modules."""
-    size, options = norm.channels, {"eps": EPSILON}
+    size, options, state = norm.channels, {"eps": EPSILON}, None
     if norm.kind == "batch":
         module, state = equinox.nn.make_with_state(equinox.nn.BatchNorm)(size, "batch", mode="batch", **options)
     else:

@@ -223,7 +223,7 @@ def rendered(text: str, found: Mapping[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes or checks the README's tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table differs")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="what bench.py --json wrote")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="the text with places")

@@ -1,6 +1,6 @@
 """PyTorch's side of the benchmarks, eager as it is used: functions of tensors, and thunks that run both passes.
 
-Images are channels-last in memory, as PyTorch recommends: the axes are permuted, the data is not. Only to be imported
+Images are channels-last in memory, as PyTorch recommends: the axes are permuted, the data is not. Only to be called
 where PyTorch is installed.
 """
 

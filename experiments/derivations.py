@@ -344,7 +344,8 @@ def plot(path: Path, timings: list[dict[str, Any]], exponents: list[dict[str, An
             panel.fill_between(at, *zip(*(t["quartiles_us"] for t in chosen), strict=True), color=color, alpha=0.15)
         held = next(t[fixed] for t in timings if t["grows"] == size)
         panel.set(title=f"{fixed} = {held:,}", xscale="log", yscale="log", xlabel=f"{size}")
-        panel.set_xticks(at, [f"{value:,}" for value in at])
+        ticks = sorted({t[size] for t in timings if t["grows"] == size})
+        panel.set_xticks(ticks, [f"{value:,}" for value in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, loc="upper left")
@@ -414,7 +415,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parses the command line, compares, times, prints; returns it all, or exits with 1 if a verdict is unexpected."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
         "--samples", type=positive_int, nargs="+", default=[512, 1024, 2048, 4096, 8192], metavar="N",

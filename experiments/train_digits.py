@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ class Result(NamedTuple):
 
 def load_data(config: Config) -> tuple[Data, Data]:
     """The training and the test images: an 80/20 split by the seed, standardized by the training part's statistics."""
-    digits = load_digits()
+    digits = cast(Any, load_digits())  # by its type it might be a tuple
     images = (digits.images / 16.0).astype(np.float32)[..., None]  # scanned as counts from 0 to 16
     labels = digits.target.astype(np.int32)
     order = np.random.default_rng(config.seed).permutation(len(labels))
@@ -250,7 +250,7 @@ def train_steps(
         loss_and_stats = jax.value_and_grad(partial(mean_loss, config), has_aux=True)
         (loss, stats), gradients = loss_and_stats(state.params, state.stats, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         return State(params, stats, optimizer_state), loss
 
     return lax.scan(step, state, batches)

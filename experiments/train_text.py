@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from pydoc_data.topics import topics
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -294,7 +294,7 @@ def train_steps(config: Config, state: State, text: jax.Array, starts: jax.Array
         windows = text[starts[:, None] + within[None]]
         loss, gradients = jax.value_and_grad(partial(mean_loss, config))(state.params, windows)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), optimizer_state), loss
+        return State(cast(Params, optax.apply_updates(state.params, updates)), optimizer_state), loss
 
     return lax.scan(step, state, starts)
 

@@ -5,25 +5,47 @@ Normalizations, softmax and its losses, dense layers and convolution as pure fun
 `jaxnorm.reference` holds a plain twin of every function, for forward mode and for checking.
 """
 
-from jaxnorm._batch_norm import BatchStats as BatchStats
-from jaxnorm._batch_norm import batch_norm as batch_norm
-from jaxnorm._batch_norm import init_batch_stats as init_batch_stats
-from jaxnorm.convolution import conv as conv
-from jaxnorm.convolution import conv_transpose as conv_transpose
-from jaxnorm.dense import affine as affine
-from jaxnorm.dense import affine_relu as affine_relu
-from jaxnorm.dense import relu as relu
-from jaxnorm.losses import log_softmax as log_softmax
-from jaxnorm.losses import multiclass_hinge_loss as multiclass_hinge_loss
-from jaxnorm.losses import multiclass_svm_loss as multiclass_svm_loss
-from jaxnorm.losses import softmax as softmax
-from jaxnorm.losses import softmax_cross_entropy as softmax_cross_entropy
+from jaxnorm import check, reference
+from jaxnorm._batch_norm import BatchStats, batch_norm, init_batch_stats
+from jaxnorm._version import __version__ as __version__
+from jaxnorm.convolution import conv, conv_transpose
+from jaxnorm.dense import affine, affine_relu, relu
 from jaxnorm.losses import (
-    softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
+    log_softmax,
+    multiclass_hinge_loss,
+    multiclass_svm_loss,
+    softmax,
+    softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels,
 )
-from jaxnorm.losses._linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
-from jaxnorm.norms import group_norm as group_norm
-from jaxnorm.norms import instance_norm as instance_norm
-from jaxnorm.norms import layer_norm as layer_norm
-from jaxnorm.norms import normalize as normalize
-from jaxnorm.norms import rms_norm as rms_norm
+from jaxnorm.losses._linear import linear_softmax_cross_entropy
+from jaxnorm.norms import group_norm, instance_norm, layer_norm, normalize, rms_norm
+
+__all__ = [
+    "BatchStats",
+    "affine",
+    "affine_relu",
+    "batch_norm",
+    "check",
+    "conv",
+    "conv_transpose",
+    "group_norm",
+    "init_batch_stats",
+    "instance_norm",
+    "layer_norm",
+    "linear_softmax_cross_entropy",
+    "log_softmax",
+    "multiclass_hinge_loss",
+    "multiclass_svm_loss",
+    "normalize",
+    "reference",
+    "relu",
+    "rms_norm",
+    "softmax",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

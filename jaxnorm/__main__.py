@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jaxnorm", description=jaxnorm.__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m jaxnorm", description=(jaxnorm.__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="check")
     check = commands.add_parser(
         "check",

@@ -19,7 +19,7 @@ from jaxnorm._arguments import (
 )
 from jaxnorm._cotangents import cast, compute_dtype, expand_rank
 from jaxnorm._lower.plain import Layout
-from jaxnorm._normalized import Call, check_ddof, normalized
+from jaxnorm._normalized import Call, check_ddof, normalized, views
 from jaxnorm._rules.normalization import Norm
 
 
@@ -136,7 +136,7 @@ def batch_norm(
     running_ddof = static_int("running_ddof", running_ddof, minimum=0)
     view = tuple(s if a == axis else 1 for a, s in enumerate(x.shape))
     where_view = () if where is None else expand_rank(where.shape, x.ndim)
-    layout = Layout(x.shape, axes, *(() if p is None else view for p in (scale, bias)), where_view, axis_name)
+    layout = Layout(x.shape, axes, *views(scale, bias, view), where_view=where_view, axis_name=axis_name)
     call = Call(Norm(epsilon, ddof=ddof), layout, with_moments=training)
     if not training:
         if old is None:

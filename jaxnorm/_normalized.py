@@ -55,6 +55,11 @@ def normalized(
     return _normalize(dataclasses.replace(call, norm=norm, layout=layout), x, scale, bias, where, given)
 
 
+def views(scale: Any, bias: Any, view: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The views of the parameters, () for an absent one."""
+    return [() if parameter is None else view for parameter in (scale, bias)]
+
+
 def check_ddof(name: str, ddof: int, layout: Layout) -> None:
     """Raises if every group, over all devices, is known to be too small for the correction."""
     size = layout.group_size * (1 if layout.axis_name is None else jax.lax.psum(1, layout.axis_name))
@@ -96,7 +101,7 @@ def _forward(call: Call, platform, x, scale, bias, where, given) -> tuple[jax.Ar
     dtype = compute_dtype(x, scale, bias, *(given or ()))
     groups = platform(call.layout, x.dtype, dtype)
     given = None if given is None else [groups.per_group(cast(statistic, dtype)) for statistic in given]
-    y, found = normalization.forward(call.norm, groups, *groups.views(x, scale, bias, where), given)
+    y, found = normalization.forward(call.norm, groups, *groups.views(x, scale, bias, where), given=given)
     pivot, shift, rstd, n, squares = (_flat(statistic) for statistic in found)
     moments = Moments(cast(pivot, shift.dtype) + shift, squares, n) if call.with_moments else None
     return reshape(y, x.shape), moments, [pivot, shift, rstd, n]
@@ -109,11 +114,13 @@ def _backward(call: Call, platform, kept: Residuals, g: jax.Array) -> tuple[Any,
     pivot, shift = (groups.per_group(s, absent=0.0) for s in (kept.pivot, kept.shift))
     viewed = Residuals(x, pivot, shift, groups.per_group(kept.rstd), groups.per_group(kept.n), scale, bias, where)
     dx, dscale, dbias = normalization.backward(call.norm, groups, viewed, reshape(g, x.shape))
-    return (
-        cotangent_for(kept.x, reshape(dx, kept.x.shape)),
-        None if kept.scale is None else cotangent_for(kept.scale, dscale, dscale.shape),
-        None if kept.bias is None else cotangent_for(kept.bias, dbias, dbias.shape),
-    )
+    dx = cotangent_for(kept.x, reshape(dx, kept.x.shape))
+    return dx, _cotangent_for(kept.scale, dscale), _cotangent_for(kept.bias, dbias)
+
+
+def _cotangent_for(parameter: Any, value: Any) -> jax.Array | None:
+    """A parameter's cotangent from one of the view's rank; None for an absent parameter."""
+    return None if parameter is None else cotangent_for(parameter, value, value.shape)
 
 
 def _flat(statistic: Any) -> Any:

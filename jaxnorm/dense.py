@@ -30,8 +30,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import as_float_array, as_parameter, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
-from jaxnorm._lower.calls import over_kept
-from jaxnorm._lower.products import dot, sum_over_rows
+from jaxnorm._lower.products import dot, over_kept, sum_over_rows
 
 
 @dataclasses.dataclass(frozen=True)

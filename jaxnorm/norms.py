@@ -24,7 +24,7 @@ from jaxnorm._arguments import (
 )
 from jaxnorm._cotangents import expand_rank
 from jaxnorm._lower.plain import Layout
-from jaxnorm._normalized import Call, normalized
+from jaxnorm._normalized import Call, normalized, views
 from jaxnorm._rules.normalization import Norm
 
 
@@ -291,7 +291,7 @@ def _over_features(
     mask = as_mask(where, x.shape, "x")
     view = tuple(s if a in axes else 1 for a, s in enumerate(x.shape))
     where_view = () if mask is None else expand_rank(mask.shape, x.ndim)
-    layout = Layout(x.shape, axes, *_views(scale, bias, view), where_view, axis_name)
+    layout = Layout(x.shape, axes, *views(scale, bias, view), where_view=where_view, axis_name=axis_name)
     return normalized(Call(norm, layout), x, scale, bias, mask)[0]
 
 
@@ -320,7 +320,7 @@ def _over_groups(
     view = split(tuple(s if a == axis else 1 for a, s in enumerate(x.shape)))
     where_view = () if mask is None else split(expand_rank(mask.shape, x.ndim))
     axes = tuple(a for a in range(1, x.ndim + 1) if a != axis)
-    layout = Layout(split(x.shape), axes, *_views(scale, bias, view), where_view)
+    layout = Layout(split(x.shape), axes, *views(scale, bias, view), where_view=where_view)
     return normalized(Call(Norm(epsilon), layout), x, scale, bias, mask)[0]
 
 
@@ -330,8 +330,3 @@ def _feature_axis(x: jax.Array, feature_axis: int) -> int:
     if axis == 0:
         raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
     return axis
-
-
-def _views(scale, bias, view: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The parameters' views, () for an absent one."""
-    return [() if parameter is None else view for parameter in (scale, bias)]

@@ -1,7 +1,6 @@
-"""What the tests over `jaxnorm.check._cases` share: a case's differentiable side, cotangents, comparisons."""
+"""What tests share: the table of cases, random numbers, comparisons."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -20,6 +19,11 @@ CHOSEN = [
 ]
 
 
+def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> jax.Array:
+    """Random numbers of this shape, others for every shape and seed."""
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
+
+
 def over(cases: list[Case]) -> pytest.MarkDecorator:
     """A test over these cases."""
     return pytest.mark.parametrize("case", cases, ids=[str(case).replace(" ", "_") for case in cases])
@@ -27,27 +31,6 @@ def over(cases: list[Case]) -> pytest.MarkDecorator:
 
 def is_float(tree: Any) -> bool:
     return all(jnp.issubdtype(np.asarray(leaf).dtype, np.floating) for leaf in jax.tree.leaves(tree))
-
-
-def differentiable(case: Case, dtype: Any = np.float64) -> list[Any]:
-    """The case's floating-point arguments, in one precision."""
-    return [jax.tree.map(lambda a: jnp.asarray(a, dtype), v) for v in case.args.values() if is_float(v)]
-
-
-def bound(case: Case, module: ModuleType) -> Callable[..., Any]:
-    """The function as one of its floating-point arguments alone."""
-    function, values = case.function(module), list(case.args.values())
-
-    def call(*floats: Any) -> Any:
-        remaining = iter(floats)
-        return function(*(next(remaining) if is_float(v) else jax.tree.map(jnp.asarray, v) for v in values))
-
-    return call
-
-
-def normal(*shape: int, seed: int = 0, dtype: Any = np.float64) -> jax.Array:
-    """Standard normal numbers, others for another shape."""
-    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
 
 
 def random_like(tree: Any, seed: int = 0) -> Any:

@@ -2,12 +2,15 @@
 
 import inspect
 import re
+import subprocess
+import sys
+from importlib.metadata import version
 
 import jax
 import pytest
 
 import jaxnorm as jn
-from jaxnorm import reference
+from jaxnorm import check, reference
 from jaxnorm.check._cases import all_cases
 
 SIGNATURES = """
@@ -60,6 +63,20 @@ def test_nothing_else_is_public_and_no_submodule_shares_a_functions_name():
     assert public(jn) == public(reference) == set(WANTED)
     assert jn.BatchStats._fields == ("mean", "var")
     assert not {n for n in WANTED if inspect.ismodule(getattr(jn, n))}
+
+
+def test_dir_offers_public_names_alone():
+    assert (
+        dir(jn)
+        == sorted([*jn.__all__, "__version__"])
+        == sorted([*WANTED, "BatchStats", "check", "reference", "__version__"])
+    )
+    assert dir(reference) == sorted(reference.__all__) == sorted([*WANTED, "BatchStats"])
+    assert dir(check) == sorted(check.__all__) == ["Report", "Row", "check_vjp", "saved_bytes"]
+    assert jn.__version__ == version("jaxnorm")
+    every = "import jaxnorm; print(*(type(getattr(jaxnorm, name)).__name__ for name in dir(jaxnorm)))"
+    kinds = subprocess.run([sys.executable, "-c", every], check=True, capture_output=True, text=True).stdout.split()
+    assert sorted({*kinds}) == ["function", "module", "str", "type"] and kinds.count("module") == 2
 
 
 def test_every_function_with_a_gradient_has_cases():

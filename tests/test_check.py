@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.custom_batching import custom_vmap
+from support import normal
 
 import jaxnorm as jn
 from jaxnorm.__main__ import main
 from jaxnorm.check import Report, check_vjp, saved_bytes
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def custom(primal: Callable[..., Any], forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,10 +27,6 @@ def custom(primal: Callable[..., Any], forward: Callable[..., Any], backward: Ca
     rule = jax.custom_vjp(primal)
     rule.defvjp(forward, backward)
     return rule
-
-
-def normal(*shape: int, seed: int = 0, loc: float = 0.0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).normal(loc, 1, shape)
 
 
 # --- the right rules, each with the way in which it can be made wrong -------------------------------------------------
@@ -208,7 +207,7 @@ class Plant:
 
 
 def rows(n: int, d: int, loc: float = 0.5) -> Callable[[int], tuple[Any, ...]]:
-    return lambda seed: (normal(n, d, seed=seed, loc=loc),)
+    return lambda seed: (loc + normal(n, d, seed=seed),)
 
 
 def picked(seed: int) -> tuple[Any, ...]:
@@ -248,7 +247,6 @@ PLANTS = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
 def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant):
     rule = plant.make(plant.wrong)
@@ -260,7 +258,6 @@ def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant)
         report.raise_if_failed()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", [p for p in PLANTS if p.alone], ids=str)
 def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
     report = check_vjp(plant.make(plant.wrong), *plant.args(0))
@@ -270,7 +267,6 @@ def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
 MAKERS = {plant.make: plant for plant in PLANTS if plant.wrong != "element"}.values()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("plant", MAKERS, ids=lambda plant: plant.make.__name__)
 def test_right_rules_are_accepted_over_100_seeds(plant: Plant):
     rule = plant.make()
@@ -308,7 +304,7 @@ def test_kinks_are_left_out_and_said_to_be():
 
 
 def test_arguments_by_position_options_by_partial_and_closures():
-    w = jnp.asarray(normal(4), jnp.float32)
+    w = normal(4, dtype=jnp.float32)
     bound = partial(jn.layer_norm, epsilon=0.1)
     report = check_vjp(lambda x, shift: bound(x * w) + shift, normal(3, 4), normal(4), argnums=-1)
     report.raise_if_failed()
@@ -442,7 +438,7 @@ def test_saved_bytes_of_closures_and_constants():
 
 def test_saved_bytes_are_what_jax_holds():
     """Against the buffers of a pullback that ran."""
-    x = jnp.asarray(normal(8, 16), jnp.float32)
+    x = normal(8, 16, dtype=jnp.float32)
     for function in (jnp.sin, jn.relu, jn.layer_norm, jn.softmax, jax.nn.relu, jax.nn.softmax, jax.nn.standardize):
         leaves = [leaf for leaf in jax.tree.leaves(jax.vjp(function, x)[1]) if leaf.ndim]  # a scalar is a constant here
         buffers = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in leaves if leaf is not x}

@@ -11,7 +11,7 @@ import pytest
 from devices import run_processes
 from jax.sharding import PartitionSpec as P
 from parallel import LINE, SHARED, by_jit, by_shard_map, by_vmap, gradients, problem
-from support import assert_close, random_like
+from support import assert_close, normal
 
 import jaxnorm as jn
 
@@ -49,9 +49,8 @@ def test_two_processes_equal_one_device():
 @pytest.mark.parametrize("norm", [jn.layer_norm, jn.rms_norm], ids=["layer", "rms"])
 def test_features_split_by_shard_map_equal_one_device(norm, check_vma: bool, taken: str):
     """Statistics of rows whose features lie on all devices; the linear loss's vocabulary is in test_linear_loss.py."""
-    rng = np.random.default_rng(0)
-    args = [jnp.asarray(rng.normal(size=s)) for s in ((5, 24), (24,), (24,))[: 3 if norm is jn.layer_norm else 2]]
-    where = jnp.asarray(rng.random((5, 24)) < 0.6).at[:, :3].set(False)  # the first device has nothing
+    args = [normal(5, 24), normal(24), normal(24, seed=1)][: 3 if norm is jn.layer_norm else 2]
+    where = (normal(5, 24, seed=1) < 0.25).at[:, :3].set(False)  # the first device has nothing
     columns = P(None, "devices")
 
     def function(data, parameters, where, axis_name=None):
@@ -66,16 +65,13 @@ def test_features_split_by_shard_map_equal_one_device(norm, check_vma: bool, tak
         run = sharded(device, in_specs=(*specs, columns), out_specs=(columns, *specs[:2]))
     else:
         run = partial(gradients, sharded(split_function, in_specs=specs, out_specs=columns))
-    whole = args[:1], args[1:], where, random_like(args[0], seed=1)
+    whole = args[:1], args[1:], where, normal(5, 24, seed=2)
     assert_close(jax.jit(run)(*whole), jax.jit(partial(gradients, function))(*whole))
 
 
 def batch_norm_inputs(mask: bool):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(1e4 + rng.normal(size=(8, 3, 5)))
-    where = jnp.asarray(rng.random((8, 3, 1)) < 0.6).at[2:4].set(False) if mask else None  # one device has nothing
-    scale, bias, g = (jnp.asarray(rng.normal(size=s)) for s in ((5,), (5,), x.shape))
-    return x, where, scale, bias, g
+    where = (normal(8, 3, 1) < 0.25).at[2:4].set(False) if mask else None  # one device has nothing
+    return 1e4 + normal(8, 3, 5), where, normal(5), normal(5, seed=1), normal(8, 3, 5, seed=1)
 
 
 def step(norm, g, x, scale, bias, where):
@@ -126,7 +122,7 @@ def test_synced_batch_norm_under_vmap_is_the_whole_batch(mask: bool):
 
 
 def test_synced_statistics_keep_the_digits_of_a_large_mean_in_float32():
-    x = jnp.asarray(1e4 + np.random.default_rng(0).normal(size=(4, 256, 3)), jnp.float32)
+    x = (1e4 + normal(4, 256, 3)).astype(jnp.float32)
     y, stats = jax.vmap(partial(jn.batch_norm, training=True, axis_name="i"), axis_name="i")(x)
     np.testing.assert_allclose(np.std(np.asarray(y, np.float64), axis=(0, 1)), 1, atol=1e-3)
     constant, _ = jax.vmap(partial(jn.batch_norm, training=True, axis_name="i"), axis_name="i")(jnp.full_like(x, 1e15))
@@ -136,7 +132,7 @@ def test_synced_statistics_keep_the_digits_of_a_large_mean_in_float32():
 @pytest.mark.parametrize("norm", [jn.layer_norm, jn.rms_norm], ids=["layer", "rms"])
 def test_second_derivatives_of_synced_statistics(norm):
     """Features split over a mapped axis: layer and RMS norm of the whole row, to second order."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)))
+    x = normal(2, 3, 4)
 
     def loss(x):
         return jnp.sum(jnp.sin(jax.vmap(partial(norm, axis_name="i"), axis_name="i")(x)))

@@ -1,5 +1,6 @@
-"""The README's Python blocks run, each as a program of its own, and its tables are those that were recorded."""
+"""The README's Python blocks run and type-check, each as a program of its own; its tables are those recorded."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -8,12 +9,22 @@ from pathlib import Path
 import bench_tables
 import pytest
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8"), re.S)
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block_runs(number: int) -> None:
     subprocess.run([sys.executable, "-c", BLOCKS[number]], check=True, capture_output=True, timeout=120)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pyright"), reason='no pyright: pip install -e ".[dev]"')
+def test_types_of_blocks(tmp_path: Path) -> None:
+    for number, block in enumerate(BLOCKS):
+        (tmp_path / f"block_{number}.py").write_text(block, encoding="utf-8")
+    pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--project", str(ROOT), str(tmp_path)]
+    found = subprocess.run(pyright, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_there_are_blocks() -> None:
@@ -28,7 +39,7 @@ def test_tables_are_those_recorded() -> None:
 
 def test_a_table_that_differs_is_found(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     readme.write_text(text.replace("<!-- end -->", "| 1.00 |\n<!-- end -->"), encoding="utf-8")
     with pytest.raises(SystemExit, match="differs from"):
         bench_tables.main(["--check", "--readme", str(readme)])

@@ -33,15 +33,6 @@ def outlined_on_cpu(function: Callable[..., Any], *arrays: Any) -> Any:
     return lax.platform_dependent(*arrays, cpu=functools.partial(outlined, function), default=function)
 
 
-def over_kept(function: Callable[..., Any], kept: jax.Array, *arrays: Any) -> Any:
-    """`function(kept, *arrays)`, elementwise, for an output that the forward pass kept.
-
-    XLA's CPU backend would keep a 16-bit output in float32, as it was before it was rounded, for its use in the
-    backward pass; an outlined use needs the rounded one.
-    """
-    return function(kept, *arrays) if kept.dtype.itemsize > 2 else outlined_on_cpu(function, kept, *arrays)
-
-
 def later(array: jax.Array) -> jax.Array:
     """`array`, for a use that nothing else waits for: XLA's CPU backend begins with the array's other uses.
 

@@ -29,7 +29,7 @@ class Cpu(Plain):
     def __init__(self, layout: Layout, x_dtype: Any, dtype: Any, backward: bool = False):
         super().__init__(layout.merged, x_dtype, dtype, backward)
         self.unmerged = layout
-        self._materialized: dict[int, tuple[jax.Array, jax.Array]] = {}  # by the id of a statistic: it, and its columns
+        self._materialized: dict[int, tuple[Term, jax.Array]] = {}  # by the id of a statistic: it, and its columns
 
     def at_once(self, of: Elementwise, epsilon: float, x: jax.Array, scale: Any, bias: Any) -> jax.Array | None:
         """For groups that lie together in memory and fit into a core's cache, in a YNNPACK fusion.

@@ -1,6 +1,7 @@
-"""Matrix products, accumulated in a wider dtype than their operands'."""
+"""The products of dense layers, accumulated in a wider dtype than their operands', and passes over kept outputs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax import lax
 
 from jaxnorm._arguments import Axes
 from jaxnorm._cotangents import cast
-from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.calls import outlined, outlined_on_cpu
 
 
 def dot(
@@ -50,3 +51,12 @@ def sum_over_rows(x: jax.Array, g: jax.Array, dtype: Any, precision: lax.Precisi
     if g.ndim <= 2:
         return product(x, g)
     return lax.platform_dependent(x, g, cpu=of_matrices, default=product)
+
+
+def over_kept(function: Callable[..., Any], kept: jax.Array, *arrays: Any) -> Any:
+    """`function(kept, *arrays)`, elementwise, for an output that the forward pass kept.
+
+    XLA's CPU backend would keep a 16-bit output in float32, as it was before it was rounded, for its use in the
+    backward pass; an outlined use needs the rounded one.
+    """
+    return function(kept, *arrays) if kept.dtype.itemsize > 2 else outlined_on_cpu(function, kept, *arrays)

@@ -214,7 +214,7 @@ def from_centred(total: jax.Array, over_g: jax.Array, shift: Term, rstd: jax.Arr
     return total if where is True else jnp.where(rstd == 0, 0, total)
 
 
-def selected(where: Term, values: jax.Array, rstd: jax.Array | float = 1.0) -> jax.Array:
+def selected(where: Any, values: jax.Array, rstd: jax.Array | float = 1.0) -> jax.Array:
     """m times the values, and 0 in an empty group, whatever the values are."""
     return values if where is True else jnp.where(where & (rstd > 0), values, 0)
 

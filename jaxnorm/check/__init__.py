@@ -7,7 +7,12 @@
 differences of the function itself. `python -m jaxnorm check` does it to this library.
 """
 
-from jaxnorm.check._cost import saved_bytes as saved_bytes
-from jaxnorm.check._report import Report as Report
-from jaxnorm.check._report import Row as Row
-from jaxnorm.check._vjp import check_vjp as check_vjp
+from jaxnorm.check._cost import saved_bytes
+from jaxnorm.check._report import Report, Row
+from jaxnorm.check._vjp import check_vjp
+
+__all__ = ["Report", "Row", "check_vjp", "saved_bytes"]
+
+
+def __dir__() -> list[str]:
+    return __all__

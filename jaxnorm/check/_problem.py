@@ -102,7 +102,7 @@ def _leaf(name: str, leaf: Any) -> Any:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None and not isinstance(leaf, bool | int | float):
         raise TypeError(f"{name} must be an array, got {type(leaf).__name__}")
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return leaf
     leaf = np.asarray(leaf)
     if np.issubdtype(leaf.dtype, np.complexfloating):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.check._problem import Layout, Leaves, dtype_in, is_float
@@ -74,7 +75,7 @@ def _typed(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def _has_tangent(leaf: Any) -> bool:
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _same(check: str, setting: str, names: Sequence[str], got: Leaves, wanted: Leaves, whose: str) -> Iterator[Row]:

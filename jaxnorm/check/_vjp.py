@@ -1,6 +1,7 @@
 """`check_vjp`: the order of the checks, and the rows that their results make. Comparisons are made in NumPy."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -133,7 +134,7 @@ def check_vjp(
 
 
 def _name(fun: Callable[..., Any]) -> str:
-    while hasattr(fun, "func"):  # functools.partial
+    while isinstance(fun, functools.partial):
         fun = fun.func
     return getattr(fun, "__name__", type(fun).__name__)
 

@@ -1,0 +1,158 @@
+"""Softmax and its losses by way of the log-probabilities, and the hinge losses."""
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.reference._arrays import compute, features_view
+
+
+def _loss_dtype(logits):
+    return compute(logits)[0].dtype
+
+
+def _row_log_softmax(logits, axis, where):
+    """log_softmax and log-sum-exp with the class axis kept; rows without classes are -inf and have no gradient."""
+    if where is not None:
+        logits = jnp.where(jnp.broadcast_to(where, logits.shape), logits, -jnp.inf)
+    top = lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True, initial=-jnp.inf))
+    shift = jnp.where(top == -jnp.inf, 0, top)
+    possible = logits != -jnp.inf
+    exponents = jnp.where(possible, logits, 0) - shift
+    total = jnp.sum(jnp.where(possible, jnp.exp(jnp.where(possible, exponents, 0)), 0), axis=axis, keepdims=True)
+    empty = total == 0
+    log_total = jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, total)))
+    log_p = jnp.where(possible, exponents - log_total, -jnp.inf)
+    return log_p, jnp.where(empty, -jnp.inf, shift + log_total)
+
+
+def softmax(x, axis=-1, where=None):
+    dtype = jnp.asarray(x).dtype
+    return jnp.exp(_row_log_softmax(compute(x)[0], axis, where)[0]).astype(dtype)
+
+
+def log_softmax(x, axis=-1, where=None):
+    dtype = jnp.asarray(x).dtype
+    return _row_log_softmax(compute(x)[0], axis, where)[0].astype(dtype)
+
+
+def _weighted_nll(weights, log_p):
+    """-weights * log_p, where a class of weight 0 counts 0 even at probability 0."""
+    impossible = log_p == -jnp.inf
+    nll = jnp.where(impossible, jnp.inf, -jnp.where(impossible, 0, log_p))
+    return jnp.where(impossible & (weights == 0), 0, weights * jnp.where(impossible & (weights == 0), 0, nll))
+
+
+def _uniform(logits, axis, where):
+    """1 / (number of unmasked classes), 0 at the masked ones."""
+    mask = jnp.ones(logits.shape, bool) if where is None else jnp.broadcast_to(where, logits.shape)
+    count = jnp.sum(mask, axis=axis, keepdims=True, dtype=logits.dtype)
+    return jnp.where(mask, 1 / jnp.maximum(count, 1), 0)
+
+
+def softmax_cross_entropy(logits, labels, axis=-1, where=None, *, label_smoothing=0.0):
+    dtype = _loss_dtype(logits)
+    logits, labels = compute(logits, labels)
+    if label_smoothing:
+        labels = (1 - label_smoothing) * labels + label_smoothing * _uniform(logits, axis, where)
+    log_p, _ = _row_log_softmax(logits, axis, where)
+    labels = jnp.where(log_p == -jnp.inf, lax.stop_gradient(labels), labels)
+    return jnp.sum(_weighted_nll(labels, log_p), axis=axis).astype(dtype)
+
+
+def _one_hot(labels, logits, axis):
+    classes = lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+    return classes == jnp.expand_dims(labels, axis)
+
+
+def _class_view(weights, logits, axis):
+    weights = jnp.ones(logits.shape[axis], logits.dtype) if weights is None else weights
+    return jnp.broadcast_to(features_view(weights, (axis % logits.ndim,), logits.ndim), logits.shape)
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits,
+    labels,
+    axis=-1,
+    where=None,
+    *,
+    ignore_index=None,
+    label_smoothing=0.0,
+    class_weights=None,
+    logit_softcap=None,
+    return_lse=False,
+):
+    dtype, labels = _loss_dtype(logits), jnp.asarray(labels)
+    logits, class_weights = compute(logits, class_weights)
+    if logit_softcap is not None:
+        logits = logit_softcap * jnp.tanh(logits / logit_softcap)
+    log_p, lse = _row_log_softmax(logits, axis, where)
+    weights, one_hot = _class_view(class_weights, logits, axis), _one_hot(labels, logits, axis)
+    label_weight, label_log_p = (jnp.sum(jnp.where(one_hot, v, 0), axis=axis) for v in (weights, log_p))
+    loss = (1 - label_smoothing) * _weighted_nll(label_weight, label_log_p)
+    if label_smoothing:
+        uniform = label_smoothing * _uniform(logits, axis, where)
+        loss = loss + jnp.sum(_weighted_nll(uniform * weights, log_p), axis=axis)
+    ignored = labels == ignore_index if ignore_index is not None else jnp.zeros(labels.shape, bool)
+    loss = loss * jnp.where(jnp.any(one_hot, axis=axis) | ignored, 1, jnp.nan)  # so that the gradient is NaN too
+    loss = jnp.where(ignored, 0, loss)
+    loss, lse = loss.astype(dtype), jnp.squeeze(lse, axis).astype(dtype)
+    return (loss, lse) if return_lse else loss
+
+
+def linear_softmax_cross_entropy(
+    hidden,
+    kernel,
+    labels,
+    bias=None,
+    *,
+    ignore_index=None,
+    label_smoothing=0.0,
+    class_weights=None,
+    logit_softcap=None,
+    block_size=None,
+    axis_name=None,
+    return_lse=False,
+):
+    del block_size  # how the rule goes about it; the result is the same
+    dtype = _loss_dtype(hidden)
+    hidden, kernel, bias = compute(hidden, kernel, bias)
+    logits = jnp.matmul(hidden, kernel)
+    if bias is not None:
+        logits = logits + jnp.broadcast_to(bias, logits.shape)
+    if axis_name is not None:
+        logits = lax.all_gather(logits, axis_name, axis=logits.ndim - 1, tiled=True)
+    loss, lse = softmax_cross_entropy_with_integer_labels(
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        logit_softcap=logit_softcap,
+        return_lse=True,
+    )
+    return (loss.astype(dtype), lse.astype(dtype)) if return_lse else loss.astype(dtype)
+
+
+def _wrong_margins(scores, labels, axis, margin):
+    one_hot = _one_hot(labels, scores, axis)
+    valid = jnp.any(one_hot, axis=axis)
+    label_score = jnp.sum(jnp.where(one_hot, scores, 0), axis=axis, keepdims=True)
+    counts = ~one_hot & (scores != -jnp.inf)
+    return one_hot, counts, jnp.where(counts, scores - label_score + margin, 0), jnp.where(valid, 1, jnp.nan)
+
+
+def multiclass_svm_loss(scores, labels, *, axis=-1, margin=1.0, power=1, class_weights=None):
+    dtype, labels = _loss_dtype(scores), jnp.asarray(labels)
+    scores, class_weights = compute(scores, class_weights)
+    one_hot, counts, margins, valid = _wrong_margins(scores, labels, axis, margin)
+    loss = jnp.sum(jnp.where(counts & (margins > 0), margins**power, 0), axis=axis)
+    weight = jnp.sum(jnp.where(one_hot, _class_view(class_weights, scores, axis), 0), axis=axis)
+    return (weight * loss * valid).astype(dtype)
+
+
+def multiclass_hinge_loss(scores, labels, *, axis=-1, margin=1.0):
+    dtype, labels = _loss_dtype(scores), jnp.asarray(labels)
+    (scores,) = compute(scores)
+    _, counts, margins, valid = _wrong_margins(scores, labels, axis, margin)
+    worst = jnp.max(jnp.where(counts, margins, -jnp.inf), axis=axis, initial=-jnp.inf)
+    return (jnp.where(worst > 0, worst, 0) * valid).astype(dtype)

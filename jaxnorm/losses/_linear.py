@@ -180,8 +180,9 @@ def _linear_bwd(
     inputs, dtype = residuals.inputs, residuals.shift.dtype
     g, h = (cast(reshape(cotangent, residuals.shift.shape), dtype) for cotangent in cotangents)
     if options.axis_name is not None and not varying_axes(inputs.offset):
-        # Where nothing is known to vary, the transpose of the forward psum is a psum; where it is, g is the same on
-        # all devices already and `cotangent_for` sums what the replicated arguments receive.
+        # With check_vma=False each device has its own part of the cotangents, and the transpose of the forward pass's
+        # psum is the psum of these parts. With check_vma=True every device has the whole cotangents already, and
+        # `cotangent_for` sums what the replicated arguments receive.
         g, h = lax.psum((g, h), options.axis_name)
     row = _row(options, residuals)
     tokens = rule.Tokens(cast(inputs.x, dtype), g, row, cross_entropy.factors_of(options.loss, row, g, h))

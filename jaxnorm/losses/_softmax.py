@@ -38,8 +38,8 @@ class LogSoftmaxResiduals(NamedTuple):
     """What log_softmax's backward pass keeps: its input, from which p has more digits than from a 16-bit output."""
 
     x: jax.Array  # the input, as it came
-    shift: jax.Array  # c, per row, float32 or float64
-    total: jax.Array  # per row, float32 or float64
+    shift: jax.Array  # c, per row, float32 or float64: e_j comes back from it and x
+    total: jax.Array  # sum_j e_j, per row, float32 or float64: p_j is e_j divided by it
     where: jax.Array | None  # the mask itself
 
 

@@ -30,7 +30,7 @@ FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
 BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss
-NARROWEST = 128  # columns of such a block, however many tokens there are
+MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def block_width(tokens: int) -> int:
 
     A block is large enough for products at full speed and small enough to stay in a processor's cache.
     """
-    return max(BLOCK_ELEMENTS // max(tokens, 1), NARROWEST)
+    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
 
 
 def over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:

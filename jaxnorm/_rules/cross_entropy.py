@@ -225,15 +225,16 @@ def smoothing_of(
 
 def losses(options: LabelOptions, row: Row, smooth: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The loss (6) and the log-sum-exp (2) of each row; `smooth` is the sum of B_j (c - l_j)."""
-    empty = row.others + row.e_y == 0
+    e_y = row.e_y
+    of_total, empty = log_total(row.others, e_y), row.others + e_y == 0
     nll = jnp.where(row.label.valid, label_nll(row), 0)  # an inf here would be multiplied by 0 in second derivatives
     loss = times((1 - options.label_smoothing) * row.label.weight, nll)  # (6)
     if options.label_smoothing:
-        loss = loss + jnp.where(empty, jnp.inf, smooth + row.smoothing.spread * row.log_total)  # (6)
+        loss = loss + jnp.where(empty, jnp.inf, smooth + row.smoothing.spread * of_total)  # (6)
     loss = jnp.where(row.label.valid, loss, jnp.nan)
     if row.label.ignored is not None:
         loss = jnp.where(row.label.ignored, 0, loss)
-    return loss, jnp.where(empty, -jnp.inf, row.shift + row.log_total)  # (2)
+    return loss, jnp.where(empty, -jnp.inf, row.shift + of_total)  # (2)
 
 
 def label_nll(row: Row) -> jax.Array:
@@ -249,14 +250,16 @@ def factors_of(options: LabelOptions, row: Row, g: jax.Array, h: jax.Array) -> F
     g = jnp.where(row.label.valid, g, jnp.nan)
     if row.label.ignored is not None:
         g = jnp.where(row.label.ignored, 0, g)
-    e_y, total = row.e_y, row.others + row.e_y
+    e_y = row.e_y
+    total = row.others + e_y
     divisor = jnp.where(total == 0, jnp.inf, total)  # p is 0 in a row without classes
     weight = row.label.weight if row.label.masked is None else jnp.where(row.label.masked, 0, row.label.weight)
     uniform, spread = row.smoothing.uniform, row.smoothing.spread  # a / n, B
     label, own = (1 - options.label_smoothing) * weight, uniform * weight  # A, B_y
     of_e = (g * (label + spread) + h) / divisor  # (7)
+    of_w = jnp.where(total == 0, 0, g * uniform)  # (7)
     at_label = ((g * (spread - own) + h) * e_y - g * (label + own) * row.others) / divisor  # (8)
-    return Factors(of_e, jnp.where(total == 0, 0, g * uniform), at_label)
+    return Factors(of_e, of_w, at_label)
 
 
 def dlogits(

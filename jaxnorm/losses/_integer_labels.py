@@ -186,11 +186,11 @@ def _row(options: Options, residuals: Residuals) -> rule.Row:
     """The rule's terms of each row, from what is kept."""
     logits, axis, shift = residuals.logits, options.axis, residuals.shift
     wide, mask = widened(jnp.expand_dims(residuals.labels, axis)), mask_view(residuals.where, logits.ndim)
-    is_masked = None if mask is None else ~pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
-    label = rule.label_of(options.loss, wide, logits.shape[axis], residuals.class_weights, is_masked, shift.dtype)
-    logit = rule.softcapped(options.loss, cast(pick(logits, wide, axis), shift.dtype))
-    if is_masked is not None:
+    logit, is_masked = rule.softcapped(options.loss, cast(pick(logits, wide, axis), shift.dtype)), None
+    if mask is not None:
+        is_masked = ~pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
         logit = jnp.where(is_masked, -jnp.inf, logit)
+    label = rule.label_of(options.loss, wide, logits.shape[axis], residuals.class_weights, is_masked, shift.dtype)
     logit = jnp.where(label.valid, logit, -jnp.inf)
     smoothing = rule.smoothing_of(options.loss, _weights(options, residuals), mask, logits.shape, axis)
     return rule.Row(shift, residuals.others, logit, label, smoothing)

@@ -117,3 +117,32 @@ def canonical_axes(name: str, axes: Axes, ndim: int) -> tuple[int, ...]:
     if len(set(canonical)) != len(canonical):
         raise ValueError(f"{name} names an axis twice: {tuple(given)} of {ndim} dimensions")
     return canonical
+
+
+# --- labels ----------------------------------------------------------------------------------------------
+
+
+def as_labels(labels: ArrayLike, shape: tuple[int, ...], axis: int, of: str) -> jax.Array:
+    """Integer labels, one for each row of the argument called `of`."""
+    array = as_array("labels", labels)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {array.dtype} of shape {array.shape}")
+    rows = shape[:axis] + shape[axis + 1 :]
+    if array.shape != rows:
+        raise ValueError(
+            f"labels must have shape {rows} ({of} of shape {shape} without axis {axis}), got {array.shape}"
+        )
+    return array
+
+
+def as_class_weights(class_weights: ArrayLike | None, classes: int) -> jax.Array | None:
+    """Optional weights, one for each class."""
+    return as_parameter("class_weights", class_weights, (classes,), "one for each class")
+
+
+def static_softcap(logit_softcap: Any) -> float | None:
+    """An optional soft cap, positive and finite."""
+    cap = None if logit_softcap is None else static_float("logit_softcap", logit_softcap, 0.0)
+    if cap is not None and (cap == 0 or cap == math.inf):
+        raise ValueError(f"logit_softcap must be positive and finite, got {logit_softcap}")
+    return cap

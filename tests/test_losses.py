@@ -14,9 +14,8 @@ from support import assert_close, random_like, value_and_vjp
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm._lower import rows
-from jaxnorm._lower.rows import FEW
+from jaxnorm._lower.rows import FEW, LONG_ROW, OnePass, Rows
 from jaxnorm.check import saved_bytes
-from jaxnorm.losses._hinge import LONG_ROW
 
 INTEGER = jn.softmax_cross_entropy_with_integer_labels
 
@@ -55,11 +54,12 @@ def confident(lead: float, classes: int) -> np.ndarray:
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.integers(0, 2),
     st.sampled_from([1, 2, 7, FEW, FEW + 1]),
-    st.sampled_from([{}, {"shared": True}, {"fused": True}]),
+    st.sampled_from([Rows, OnePass]),
+    st.booleans(),
     st.sampled_from([1, 1 << 30]),
 )
 @settings(max_examples=12, deadline=None, derandomize=True)
-def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
+def test_every_form_of_a_reduction(seed, sizes, axis, classes, kind, shared, large):
     axis = min(axis, len(sizes) - 1)
     sizes[axis] = classes
     row = [1 if a == axis else size for a, size in enumerate(sizes)]
@@ -70,14 +70,14 @@ def test_every_form_of_a_reduction(seed, sizes, axis, classes, options, large):
         return jnp.where(y > 0, x, factor * x)
 
     def reduced(*arrays):
-        return (
-            rows.sum_over(of, (axis,), *arrays, None, **options),
-            rows.max_over(of, (axis,), *arrays, None),
-        )
+        of_rows, operands = kind((axis,)), (*arrays, None)
+        total, largest = of_rows.total(of, *operands, shared=shared), of_rows.largest(of, *operands)
+        return total, largest, *of_rows.totals((of, lambda x, *_: x * x), *operands)
 
     def plain(*arrays):
-        terms = of(*arrays, None)
-        return jnp.sum(terms, axis, keepdims=True), jnp.max(terms, axis, keepdims=True)
+        terms, x = of(*arrays, None), arrays[0]
+        total, squares = (jnp.sum(t, axis, keepdims=True) for t in (terms, x * x))
+        return total, jnp.max(terms, axis, keepdims=True), total, squares
 
     def with_gradients(function):
         def of_one(*arrays):

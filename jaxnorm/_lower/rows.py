@@ -1,86 +1,198 @@
-"""Sums and maxima over the class axes, in the form that XLA's CPU backend runs fastest; elsewhere as they are.
+"""How a rule's sums and maxima over classes are taken, and how wide the blocks of the linear loss are.
 
-Where there are few classes, it is slow at reducing an array, above all if the classes do not lie together. Of 4 million
-numbers with 10 classes, the sum of t (c - l) takes 4.4 ms along the last axis, and 1.1 ms as 10 slices that are added;
-the maximum along the first axis 8.6 ms, and .48 as that of 10 slices.
+`Rows` and `OnePass` are what a rule is handed. Whatever they do beyond plain `jnp` is for XLA's CPU backend:
 
-Where there are many, it takes a sum and the arithmetic that leads to it in one pass, unless some of that has another
-use too: then it writes that out in full first.
+- It reduces an array of few classes slowly, above all along another axis than the last. Such a reduction is unrolled:
+  written as additions (or maxima) of one slice for each class.
+- It computes a sum in one pass with the arithmetic that leads to it, unless a part of that arithmetic has another use:
+  then it writes that part to memory first. A sum over a large array is therefore outlined, with operands of its own.
+- It computes a whole function of a row, sums and all, in one pass (a YNNPACK fusion) if the function has no select.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import outlined, outlined_on_cpu
 
 Axes = tuple[int, ...]
-Operand = jax.Array | None
+Elementwise = Callable[..., jax.Array]
+T = TypeVar("T")
 
-FEW = 32  # classes: of 64 the dense cross-entropy took 18 ms with its sums as slices, 12 without
-LARGE = (
-    1 << 21
-)  # numbers: of 1024 x 1000 log_softmax took 2.0 ms with its sums outlined, 1.7 without; of 4096 x 1000 8.1, 8.4
+FEW = 32  # a reduction over at most so many classes is unrolled
+LARGE = 1 << 21  # a sum over at least so many numbers is outlined
+LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
+BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss
+MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
 
 
-def sum_over(
-    of: Callable[..., jax.Array], axes: Axes, *operands: Operand, shared: bool = False, fused: bool = False
-) -> jax.Array:
-    """The sum over the class axes, kept at size 1, of `of(*operands)`, elementwise; an operand may have size 1 there.
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Reductions over the class axes, which stay at size 1.
 
-    `shared` if its terms are better computed once, for other operations too. `fused` if the backend would take the sum,
-    along the last axis, in one pass with what leads to it and what follows.
+    Operands are arrays or pytrees of them, with None where an argument is absent; an array may have size 1 along the
+    class axes. A function `of` them is elementwise.
     """
 
-    def total(*operands: Operand) -> jax.Array:
+    axes: Axes
+
+    def total(self, of: Elementwise, *operands: Any, shared: bool = False) -> jax.Array:
+        """The sum of `of(*operands)`; `shared` if its terms serve another operation too, and are best computed once."""
+        shape = _shape(operands)
+        if self._is_few(shape):
+            return self._unrolled(lax.add, self._sum, of, operands)
+        if math.prod(shape) >= LARGE and not shared:
+            return outlined_on_cpu(functools.partial(self._sum, of), *operands)
+        return self._sum(of, *operands)
+
+    def totals(self, parts: Sequence[Elementwise], *operands: Any) -> tuple[jax.Array, ...]:
+        """The sums of several functions of the same operands."""
+        return tuple(self.total(part, *operands) for part in parts)
+
+    def largest(self, of: Elementwise, *operands: Any) -> jax.Array:
+        """The maximum of `of(*operands)`, -inf where there are no classes."""
+        shape = _shape(operands)
+        if self._is_few(shape) and not self._is_last(shape):  # the backend is fast at maxima along the last axis
+            return self._unrolled(lax.max, self._maximum, of, operands)
+        return self._maximum(of, *operands)
+
+    def count_positive(self, of: Elementwise, *operands: Any, dtype: Any) -> jax.Array:
+        """How many of the terms, none of which is negative, are positive; a NaN counts 0, or makes the count NaN.
+
+        XLA's CPU backend writes the result of a comparison to memory before it sums it. It sums integers faster than
+        floats then, and in long rows it sums signs fastest, since it need not write those.
+        """
+
+        def one_or_zero(*operands: Any) -> jax.Array:
+            terms = of(*operands)
+            is_long = _shape((terms,))[self.axes[0]] >= LONG_ROW
+            return jnp.sign(terms) if is_long else cast(terms > 0, jnp.int32)
+
+        return cast(self.total(one_or_zero, *operands, shared=True), dtype)
+
+    @staticmethod
+    def leads(logits: jax.Array, shift: jax.Array) -> jax.Array:
+        """[l = c]: 1 for a logit that equals the largest and 0 for the others, without derivative.
+
+        XLA's CPU backend would write a select to memory before it sums it, so this has none: a smaller logit differs
+        from c by at least the smallest normal number, and 1 minus that difference over this number is not positive.
+        """
+        steep = 1 / jnp.finfo(logits.dtype).tiny
+        return jnp.maximum(0, 1 + steep * lax.stop_gradient(logits - shift))
+
+    @staticmethod
+    def per_row(of: Callable[..., T], *arrays: jax.Array) -> T:
+        """`of(*arrays)` for arrays of one number per row.
+
+        The function is outlined, since XLA's CPU backend would compute it again for each class that uses its result.
+        """
+        return outlined_on_cpu(of, *arrays)
+
+    def _sum(self, of: Elementwise, *operands: Any) -> jax.Array:
         terms = of(*operands)
-        return jnp.sum(terms, axis=axes, dtype=terms.dtype, keepdims=True)
+        return jnp.sum(terms, axis=self.axes, dtype=terms.dtype, keepdims=True)
 
-    shape = _shape(operands)
-    if _few(shape, axes, fused):
-        return _of_slices(lax.add, total, of, axes[0], operands)
-    if math.prod(shape) >= LARGE and not (shared or fused):
-        return outlined_on_cpu(total, *operands)
-    return total(*operands)
+    def _maximum(self, of: Elementwise, *operands: Any) -> jax.Array:
+        return jnp.max(of(*operands), axis=self.axes, keepdims=True, initial=-jnp.inf)
+
+    def _is_few(self, shape: tuple[int, ...]) -> bool:
+        return len(self.axes) == 1 and 0 < shape[self.axes[0]] <= FEW
+
+    def _is_last(self, shape: tuple[int, ...]) -> bool:
+        return self.axes[0] == len(shape) - 1
+
+    def _unrolled(
+        self, combine: Callable[..., jax.Array], reduction: Elementwise, of: Elementwise, operands: tuple[Any, ...]
+    ) -> jax.Array:
+        """`reduction(of, *operands)`, on a CPU as a tree of `combine` over the classes."""
+        (axis,) = self.axes
+
+        def of_class(k: int, operand: jax.Array) -> jax.Array:
+            return operand if operand.shape[axis] == 1 else lax.slice_in_dim(operand, k, k + 1, axis=axis)
+
+        def unrolled(*operands: Any) -> jax.Array:
+            classes = range(_shape(operands)[axis])
+            terms = [of(*jax.tree.map(functools.partial(of_class, k), operands)) for k in classes]
+            while len(terms) > 1:  # in pairs, so that a sum's rounding errors grow with the logarithm of their number
+                terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
+            return terms[0]
+
+        cpu = functools.partial(outlined, unrolled)
+        return lax.platform_dependent(*operands, cpu=cpu, default=functools.partial(reduction, of))
 
 
-def max_over(of: Callable[..., jax.Array], axes: Axes, *operands: Operand) -> jax.Array:
-    """The maximum in place of the sum; -inf where there are no classes."""
+@dataclasses.dataclass(frozen=True)
+class OnePass(Rows):
+    """The same, for functions of rows of which nothing but the result is kept: forms that XLA puts into one pass.
 
-    def largest(*operands: Operand) -> jax.Array:
-        return jnp.max(of(*operands), axis=axes, keepdims=True, initial=-jnp.inf)
+    Where more than the result is kept, XLA's CPU backend would write to memory what its fusion and the rest share.
+    """
 
-    # Along the last axis the backend is faster: .76 ms of 400,000 x 10, 1.06 as slices.
-    if _few(_shape(operands), axes, fused=True):
-        return _of_slices(lax.max, largest, of, axes[0], operands)
-    return largest(*operands)
+    def total(self, of: Elementwise, *operands: Any, shared: bool = False) -> jax.Array:
+        """The sum of `of(*operands)`, in one pass with what leads to it and what follows."""
+        shape = _shape(operands)
+        if self._is_few(shape) and (shared or not self._is_last(shape)):
+            return self._unrolled(lax.add, self._sum, of, operands)
+        return self._sum(of, *operands)
+
+    def totals(self, parts: Sequence[Elementwise], *operands: Any) -> tuple[jax.Array, ...]:
+        """The sums of several functions of the same operands, which share what they can."""
+        return tuple(self.total(part, *operands, shared=True) for part in parts)
+
+    def shift(self, logits_of: Elementwise, *operands: Any) -> jax.Array:
+        """The largest logit, without derivative; the lowest finite number for a row without classes.
+
+        It is bounded by a maximum, since a select would end XLA's fusion.
+        """
+        largest = self.largest(logits_of, *lax.stop_gradient(operands))
+        return jnp.maximum(largest, jnp.finfo(largest.dtype).min)
+
+    @staticmethod
+    def log_total(others: jax.Array, leading: jax.Array) -> jax.Array:
+        """log(total) of the others' and the leaders' exponentials; some finite number for a row without classes.
+
+        A select would end XLA's fusion, and in a maximum the fusion would lose a NaN. So a factor just below 1 keeps
+        log1p's argument above -1 for a row without classes; for any other it moves the result by less than rounding.
+        """
+        return jnp.log1p(others + (leading - 1) * (1 - jnp.finfo(others.dtype).eps / 2))
+
+    @staticmethod
+    def divisor(total: jax.Array) -> jax.Array:
+        """A row's total, or for a row without classes a positive number, since 0 / 0 would need a select.
+
+        Every other total is at least 1, where the number added is lost in rounding.
+        """
+        return total + jnp.finfo(total.dtype).eps / 4
 
 
-def _shape(operands: tuple[Operand, ...]) -> tuple[int, ...]:
-    return jnp.broadcast_shapes(*(operand.shape for operand in operands if operand is not None))
+def _shape(operands: tuple[Any, ...]) -> tuple[int, ...]:
+    return jnp.broadcast_shapes(*(operand.shape for operand in jax.tree.leaves(operands)))
 
 
-def _few(shape: tuple[int, ...], axes: Axes, fused: bool) -> bool:
-    """Whether to take slices, one for each class."""
-    return len(axes) == 1 and 0 < shape[axes[0]] <= FEW and not (fused and axes[0] == len(shape) - 1)
+# --- blocks of columns ----------------------------------------------------------------------------------------------
 
 
-def _of_slices(combine, reduction, of, axis: int, operands: tuple[Operand, ...]) -> jax.Array:
-    """The same as `reduction`, on a CPU written out over the classes."""
+def block_width(tokens: int) -> int:
+    """How many columns of logits to compute at a time.
 
-    def of_class(k: int, operand: Operand) -> Operand:
-        if operand is None or operand.shape[axis] == 1:
-            return operand
-        return lax.slice_in_dim(operand, k, k + 1, axis=axis)
+    A block is large enough for products at full speed and small enough to stay in a processor's cache.
+    """
+    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
 
-    def written_out(*operands: Operand) -> jax.Array:
-        terms = [of(*(of_class(k, operand) for operand in operands)) for k in range(_shape(operands)[axis])]
-        while len(terms) > 1:  # in pairs, so that a sum's rounding errors grow with the logarithm of their number
-            terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
-        return terms[0]
 
-    return lax.platform_dependent(*operands, cpu=functools.partial(outlined, written_out), default=reduction)
+def over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
+    """`add(sums, start, size)` over all blocks: the full ones in a scan, then the remainder as a narrower one.
+
+    No column is padded or counted twice.
+    """
+    count = columns // width
+    starts = width * jnp.arange(count, dtype=jnp.int32)
+    sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)
+    return add(sums, count * width, columns - count * width) if columns % width else sums

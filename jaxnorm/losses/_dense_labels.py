@@ -1,19 +1,4 @@
-"""Softmax cross-entropy with dense labels.
-
-Forward, for labels t, with the row's sums of `_rows`:
-
-    nll_j = -log p_j = (c - l_j) + log(total)        loss = sum_j t_j nll_j                                          (1)
-
-Backward, for the incoming cotangent g and T = sum t, from dp_j/dl_i = p_j (delta_ij - p_i):
-
-    dl_j = g (T p_j - t_j)        dt_j = g nll_j                                                                     (2)
-
-Where k leads alone this would cancel: e_k = 1 and total = S + 1. With U the sum of t over the others, T = U + t_k and
-
-    T p_k - t_k = (U - t_k S) / total                                                                                (3)
-
-References: Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
-"""
+"""Softmax cross-entropy with dense labels, on the rule in `jaxnorm._rules.dense_labels`."""
 
 import dataclasses
 import functools
@@ -22,33 +7,31 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._arguments import as_array, as_float_array, as_mask, canonical_axis, static_float
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
-from jaxnorm._lower.calls import outlined_on_cpu
-from jaxnorm._lower.rows import sum_over
-from jaxnorm.losses import _rows
+from jaxnorm._lower.rows import OnePass, Rows
+from jaxnorm._rules import dense_labels as rule
+from jaxnorm._rules.classes import class_count, mask_view
+from jaxnorm._rules.cross_entropy import log_total
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The static side of a cross-entropy."""
+    """The static side of a cross-entropy with dense labels."""
 
     axis: int
     label_smoothing: float
 
 
 class Residuals(NamedTuple):
-    """What is kept for the backward pass: the inputs and per-row sums."""
+    """What is kept for the backward pass: the inputs and five numbers per row."""
 
     logits: jax.Array  # the input, as it came
     labels: jax.Array  # the input, as it came
     where: jax.Array | None  # the mask itself
-    sums: _rows.Leaders  # c, S, E: per row, float32 or float64
-    label_total: jax.Array  # T, per row
-    label_others: jax.Array  # U, per row
+    sums: rule.Sums  # c, S, the number of leaders, T and U per row, float32 or float64: what p_j and (5) are made of
 
 
 def softmax_cross_entropy(
@@ -104,82 +87,45 @@ def softmax_cross_entropy(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(options, logits, labels, where):
-    return _cross_entropy_fwd(options, logits, labels, where, _rows.log_total_in_one_pass)[0]
+def _cross_entropy(options: Options, logits: jax.Array, labels: jax.Array, where: jax.Array | None) -> jax.Array:
+    return _cross_entropy_fwd(options, logits, labels, where, OnePass.log_total)[0]  # nothing but the loss is kept
 
 
-def _cross_entropy_fwd(options, logits, labels, where, log_total=_rows.log_total):
-    axes, dtype = (options.axis,), compute_dtype(logits, labels)
-    mask, uniform = _rows.mask_view(where, logits.ndim), _uniform(options, dtype, logits, where)
-
-    def logits_of(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return _rows.masked(cast(logits, dtype), mask)
-
-    shift = _rows.shift_of(logits_of, axes, logits, mask)
-    sums = _rows.leaders(logits_of, axes, shift, logits, mask)
-
-    def total(of: Callable[..., jax.Array]) -> jax.Array:
-        def of_smoothed(logits, labels, mask, uniform, shift):
-            l, t = _smoothed(options, logits, labels, mask, uniform)
-            return of(l, t, _rows.keep(t, mask), shift)
-
-        return sum_over(of_smoothed, axes, logits, labels, mask, uniform, shift)
-
-    # A masked class adds +inf to the loss or nothing, and no gradient: the other sums take what is possible.
-    label_total = total(lambda l, t, possible, shift: possible)
-    label_others = total(lambda l, t, possible, shift: possible - possible * _rows.leads(l, shift))
-    loss = total(lambda l, t, possible, shift: _rows.times(t, shift - l))  # (1)
-    loss = jnp.squeeze(loss + label_total * log_total(sums.others, sums.leading), axes)
-    return cast(loss, compute_dtype(logits)), Residuals(logits, labels, where, sums, label_total, label_others)
+def _cross_entropy_fwd(
+    options: Options,
+    logits: jax.Array,
+    labels: jax.Array,
+    where: jax.Array | None,
+    log_total: Callable[..., jax.Array] = log_total,
+) -> tuple[jax.Array, Residuals]:
+    rows, terms = Rows((options.axis,)), _terms(options, logits, labels, where)
+    sums = rule.sums_of(rows, options.label_smoothing, terms)
+    loss = jnp.squeeze(rule.loss_of(rows, options.label_smoothing, terms, sums, log_total), options.axis)
+    return cast(loss, compute_dtype(logits)), Residuals(logits, labels, where, sums)
 
 
-def _cross_entropy_bwd(options, residuals, g):
-    logits, labels, where, (shift, others, leading), label_total, label_others = residuals
-    mask, uniform = _rows.mask_view(where, logits.ndim), _uniform(options, shift.dtype, logits, where)
-    l, t = _smoothed(options, logits, labels, mask, uniform)
+def _cross_entropy_bwd(
+    options: Options, residuals: Residuals, g: jax.Array
+) -> tuple[jax.Array, jax.Array | None, None]:
+    logits, labels, sums = residuals.logits, residuals.labels, residuals.sums
+    terms = _terms(options, logits, labels, residuals.where)
+    l, t = rule.logits_and_labels(options.label_smoothing, terms)
     g = jnp.expand_dims(cast(g, l.dtype), options.axis)
-
-    def factors(g, others, leading, label_total, label_others):
-        """Of e and -t in (2), and of 1 and -t in (3), which in a tie is (2) as well."""
-        total, alone = others + leading, leading == 1
-        over_total = g * _rows.reciprocal(total)
-        of_e, of_t = over_total * label_total, jnp.where(total == 0, 0, g)
-        return (
-            of_e,
-            of_t,
-            jnp.where(alone, over_total * label_others, of_e),
-            jnp.where(alone, over_total * others, of_t),
-        )
-
-    # Apart, or XLA's CPU backend would compute them again for each element.
-    of_e, of_t, leader, leader_of_t = outlined_on_cpu(factors, g, others, leading, label_total, label_others)
-    e = jnp.exp(l - shift)
-    # A leader's e - 1 is 0, but its derivative is not.
-    dlogits = jnp.where(l == shift, (of_e * (e - 1) + leader) - t * leader_of_t, of_e * e - t * of_t)
-    dlogits = cotangent_for(logits, _rows.keep(dlogits, mask))
+    dlogits = cotangent_for(logits, rule.dlogits(Rows((options.axis,)), sums, l, t, terms.mask, g))
     if not jnp.issubdtype(labels.dtype, jnp.floating):
         return dlogits, None, None
-    nll = jnp.where(l == -jnp.inf, 0, (shift - l) + _rows.log_total(others, leading))
-    return dlogits, cotangent_for(labels, (1 - options.label_smoothing) * g * nll), None
+    return dlogits, cotangent_for(labels, rule.dlabels(options.label_smoothing, sums, l, g)), None
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
-def _uniform(options: Options, dtype, logits, where) -> jax.Array | None:
-    """a / C, of the rank of the logits, if there is smoothing."""
+def _terms(options: Options, logits: jax.Array, labels: jax.Array, where: jax.Array | None) -> rule.Terms:
+    """What the rule takes, with a / n at the rank of the logits if there is smoothing."""
+    mask, dtype = mask_view(where, logits.ndim), compute_dtype(logits, labels)
     if not options.label_smoothing:
-        return None
-    mask = _rows.mask_view(where, logits.ndim)
-    uniform = options.label_smoothing / _rows.class_count(mask, dtype, logits.shape, options.axis)
-    return jnp.full((1,) * logits.ndim, uniform, dtype) if isinstance(uniform, float) else uniform
-
-
-def _smoothed(options: Options, logits, labels, mask, uniform) -> tuple[jax.Array, jax.Array]:
-    """The logits with -inf where masked and the smoothed labels, in the compute dtype."""
-    dtype = compute_dtype(logits, labels)
-    l, t = _rows.masked(cast(logits, dtype), mask), cast(labels, dtype)
-    t = jnp.where(l == -jnp.inf, lax.stop_gradient(t), t)  # no gradient there, so no second derivative either
-    if uniform is not None:
-        t = (1 - options.label_smoothing) * t + _rows.keep(jnp.broadcast_to(uniform, t.shape), mask)
-    return l, t
+        return rule.Terms(logits, labels, mask, None)
+    uniform = options.label_smoothing / class_count(mask, dtype, logits.shape, options.axis)
+    if isinstance(uniform, float):
+        uniform = jnp.full((1,) * logits.ndim, uniform, dtype)
+    return rule.Terms(logits, labels, mask, uniform)

@@ -1,6 +1,6 @@
 """Softmax and its logarithm.
 
-Forward, over the class axes, with the row's sums of `_rows`:
+Forward, over the class axes, with c, e_j, total and log(total) of `jaxnorm._rules.cross_entropy`:
 
     softmax y_j = e_j / total        log_softmax y_j = (l_j - c) - log(total)                                        (1)
 
@@ -22,17 +22,9 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import Axes, as_float_array, as_mask, canonical_axes
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
-from jaxnorm._lower.rows import sum_over
-from jaxnorm.losses._rows import (
-    finite_shift_of,
-    keep,
-    leaders,
-    log_total,
-    log_total_in_one_pass,
-    mask_view,
-    masked,
-    shift_of,
-)
+from jaxnorm._lower.rows import OnePass, Rows
+from jaxnorm._rules.classes import keep, mask_view, masked
+from jaxnorm._rules.cross_entropy import leaders, log_total, shift_of
 
 
 class SoftmaxResiduals(NamedTuple):
@@ -46,8 +38,8 @@ class LogSoftmaxResiduals(NamedTuple):
     """What log_softmax's backward pass keeps: its input, from which p has more digits than from a 16-bit output."""
 
     x: jax.Array  # the input, as it came
-    shift: jax.Array  # c, per row, float32 or float64
-    total: jax.Array  # per row, float32 or float64
+    shift: jax.Array  # c, per row, float32 or float64: e_j comes back from it and x
+    total: jax.Array  # sum_j e_j, per row, float32 or float64: p_j is e_j divided by it
     where: jax.Array | None  # the mask itself
 
 
@@ -117,42 +109,42 @@ def log_softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -
     return _log_softmax(axes, x, where)
 
 
-def _checked(x, axis, where) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
+def _checked(x: ArrayLike, axis: Axes, where: ArrayLike | None) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
     x = as_float_array("x", x)
     return x, canonical_axes("axis", axis, x.ndim), as_mask(where, x.shape, "x")
 
 
 def _logits(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """x in the compute dtype with -inf where masked."""
+    """l: x in the compute dtype with -inf where masked."""
     return masked(cast(x, compute_dtype(x)), mask)
 
 
+def _exponentials(x: jax.Array, mask: jax.Array | None, shift: jax.Array) -> jax.Array:
+    """e_j."""
+    return jnp.exp(_logits(x, mask) - shift)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _softmax(axes, x, where):
+def _softmax(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> jax.Array:
     return _softmax_fwd(axes, x, where)[0]
 
 
-def _softmax_fwd(axes, x, where):
-    mask = mask_view(where, x.ndim)
-    shift = finite_shift_of(_logits, axes, x, mask)
-
-    def exponential(x: jax.Array, mask: jax.Array | None, shift: jax.Array) -> jax.Array:
-        return jnp.exp(_logits(x, mask) - shift)
-
-    total = sum_over(exponential, axes, x, mask, shift, fused=True)
-    # (1): a total is at least 1, and does not change, or 0 for a row without classes.
-    y = cast(exponential(x, mask, shift) / (total + jnp.finfo(total.dtype).eps / 4), x.dtype)
+def _softmax_fwd(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, SoftmaxResiduals]:
+    rows, mask = OnePass(axes), mask_view(where, x.ndim)
+    shift = rows.shift(_logits, x, mask)
+    total = rows.total(_exponentials, x, mask, shift)
+    y = cast(_exponentials(x, mask, shift) / rows.divisor(total), x.dtype)  # (1)
     return y, SoftmaxResiduals(y, where)
 
 
-def _softmax_bwd(axes, residuals, g):
+def _softmax_bwd(axes: tuple[int, ...], residuals: SoftmaxResiduals, g: jax.Array) -> tuple[jax.Array, None]:
     y, mask = residuals.y, mask_view(residuals.where, residuals.y.ndim)
     dtype = compute_dtype(y)
 
     def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
         return keep(cast(g, dtype), mask)
 
-    along_y = sum_over(lambda y, g, mask: kept(g, mask) * cast(y, dtype), axes, y, g, mask, fused=True)
+    along_y = OnePass(axes).total(lambda y, g, mask: kept(g, mask) * cast(y, dtype), y, g, mask)
     return cotangent_for(y, cast(y, dtype) * (kept(g, mask) - along_y)), None  # (2)
 
 
@@ -160,30 +152,30 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _log_softmax(axes, x, where):
-    mask = mask_view(where, x.ndim)
-    shift = finite_shift_of(_logits, axes, x, mask)
-    shift, others, leading = leaders(_logits, axes, shift, x, mask, shared=True)
-    return cast((_logits(x, mask) - shift) - log_total_in_one_pass(others, leading), x.dtype)  # (1)
+def _log_softmax(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> jax.Array:
+    rows, mask = OnePass(axes), mask_view(where, x.ndim)
+    sums = leaders(rows, _logits, rows.shift(_logits, x, mask), x, mask)
+    return cast((_logits(x, mask) - sums.shift) - rows.log_total(sums.others, sums.leading), x.dtype)  # (1)
 
 
-def _log_softmax_fwd(axes, x, where):
-    mask = mask_view(where, x.ndim)
-    shift = shift_of(_logits, axes, x, mask)
-    shift, others, leading = leaders(_logits, axes, shift, x, mask)
-    y = cast((_logits(x, mask) - shift) - log_total(others, leading), x.dtype)  # (1)
-    return y, LogSoftmaxResiduals(x, shift, others + leading, where)
+def _log_softmax_fwd(
+    axes: tuple[int, ...], x: jax.Array, where: jax.Array | None
+) -> tuple[jax.Array, LogSoftmaxResiduals]:
+    rows, mask = Rows(axes), mask_view(where, x.ndim)
+    sums = leaders(rows, _logits, shift_of(rows, _logits, x, mask), x, mask)
+    y = cast((_logits(x, mask) - sums.shift) - log_total(sums.others, sums.leading), x.dtype)  # (1)
+    return y, LogSoftmaxResiduals(x, sums.shift, sums.others + sums.leading, where)
 
 
-def _log_softmax_bwd(axes, residuals, g):
+def _log_softmax_bwd(axes: tuple[int, ...], residuals: LogSoftmaxResiduals, g: jax.Array) -> tuple[jax.Array, None]:
     mask = mask_view(residuals.where, residuals.x.ndim)
     logits = _logits(residuals.x, mask)
 
     def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
         return keep(cast(g, logits.dtype), mask)
 
-    # For a row without classes a select is due; it also keeps what follows, with its select, out of the sum's fusion.
-    of_e = jnp.where(residuals.total == 0, 0, sum_over(kept, axes, g, mask) / residuals.total)
+    over_g = Rows(axes).total(kept, g, mask)
+    of_e = jnp.where(residuals.total == 0, 0, over_g / residuals.total)  # p is 0 in a row without classes
     dx = kept(g, mask) - jnp.exp(logits - residuals.shift) * of_e  # (3)
     return cotangent_for(residuals.x, jnp.where(logits == -jnp.inf, 0, dx)), None
 

@@ -71,7 +71,7 @@ class Cpu(Plain):
             lambda *terms: jnp.sum(of(*map(self._wide, terms)), axis=axes, keepdims=True), *self._ready(terms)
         )
 
-    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> jax.Array:
+    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> Any:
         if self.layout.shared_axes:
             return then(self._over_shared(of, *terms), *map(self._wide, others))
         if then is itself and len(terms) == 1:  # nothing to do: the array is read where it is summed

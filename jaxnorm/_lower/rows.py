@@ -172,7 +172,7 @@ class OnePass(Rows):
         return total + jnp.finfo(total.dtype).eps / 4
 
 
-def _shape(operands: tuple[Any, ...]) -> tuple[int, ...]:
+def _shape(operands: tuple[Any, ...]) -> Any:
     return jnp.broadcast_shapes(*(operand.shape for operand in jax.tree.leaves(operands)))
 
 

@@ -56,18 +56,23 @@ class Rows(Protocol):
 
     def total(self, of: Elementwise, *operands: Any, shared: bool = False) -> jax.Array:
         """The sum of `of(*operands)` over the classes; `shared` if its terms serve another operation too."""
+        ...
 
     def totals(self, parts: Sequence[Elementwise], *operands: Any) -> tuple[jax.Array, ...]:
         """The sums of several functions of the same operands."""
+        ...
 
     def largest(self, of: Elementwise, *operands: Any) -> jax.Array:
         """The maximum of `of(*operands)`, -inf without classes."""
+        ...
 
     def leads(self, logits: jax.Array, shift: jax.Array) -> jax.Array:
         """[l = c], without derivative."""
+        ...
 
     def per_row(self, of: Callable[..., Any], *arrays: jax.Array) -> Any:
         """`of(*arrays)` for arrays of one number per row."""
+        ...
 
 
 # --- the sums of a row ----------------------------------------------------------------------------------------------

@@ -126,6 +126,6 @@ def _terms(options: Options, logits: jax.Array, labels: jax.Array, where: jax.Ar
     if not options.label_smoothing:
         return rule.Terms(logits, labels, mask, None)
     uniform = options.label_smoothing / class_count(mask, dtype, logits.shape, options.axis)
-    if isinstance(uniform, float):
+    if not isinstance(uniform, jax.Array):
         uniform = jnp.full((1,) * logits.ndim, uniform, dtype)
     return rule.Terms(logits, labels, mask, uniform)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,32 @@ class Residuals(NamedTuple):
     others: jax.Array  # S, per row, float32 or float64: total is it and the label's e_y, and (8) takes it alone
 
 
+@overload
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = ...,
+    where: ArrayLike | None = ...,
+    *,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    class_weights: ArrayLike | None = ...,
+    logit_softcap: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> jax.Array: ...
+@overload
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = ...,
+    where: ArrayLike | None = ...,
+    *,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    class_weights: ArrayLike | None = ...,
+    logit_softcap: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -109,8 +135,8 @@ def softmax_cross_entropy_with_integer_labels(
     labels = as_labels(labels, logits.shape, axis, "logits")
     where = as_mask(where, logits.shape, "logits")
     weights = as_class_weights(class_weights, logits.shape[axis])
-    loss, lse = _cross_entropy(Options(axis, label_options), logits, labels, where, weights)
-    return (loss, lse) if return_lse else loss
+    results: tuple[jax.Array, jax.Array] = _cross_entropy(Options(axis, label_options), logits, labels, where, weights)
+    return results if return_lse else results[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

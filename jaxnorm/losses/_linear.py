@@ -6,7 +6,7 @@ The rule is `jaxnorm._rules.linear_cross_entropy`.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,36 @@ class Residuals(NamedTuple):
     logit: jax.Array  # the label's, which stands in one block only; -inf if the label is invalid
 
 
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    class_weights: ArrayLike | None = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    axis_name: AxisName = ...,
+    return_lse: Literal[False] = ...,
+) -> jax.Array: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    ignore_index: int | None = ...,
+    label_smoothing: float = ...,
+    class_weights: ArrayLike | None = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    axis_name: AxisName = ...,
+    return_lse: Literal[True],
+) -> tuple[jax.Array, jax.Array]: ...
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -130,8 +160,8 @@ def linear_softmax_cross_entropy(
         static_bool("return_lse", return_lse),
     )
     options = Options(label_options, block_size, axis_name, classes)
-    loss, lse = _linear(options, hidden, kernel, labels, bias, weights)
-    return (loss, lse) if return_lse else loss
+    results: tuple[jax.Array, jax.Array] = _linear(options, hidden, kernel, labels, bias, weights)
+    return results if return_lse else results[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

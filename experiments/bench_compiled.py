@@ -1,0 +1,149 @@
+"""Compiles this library and its rivals for a TPU or a GPU that is not there, and counts what the programs move.
+
+    python experiments/bench.py compiled --target v5e --quick
+    python experiments/bench.py compiled --target h100 --only "layer norm" softmax --dtype bfloat16
+    python experiments/bench.py compiled --target all --results experiments/results
+
+Nothing runs: XLA compiles ahead of time for the target, and `compiled.py` counts the bytes that the optimized program's
+kernels read and write. Each row has three programs:
+
+    both       forward and backward in one program
+    apart      the two as programs of their own, between which the residuals cross memory (`kept`)
+    inference  the forward pass alone
+
+The floor reads each argument once and writes each result once (of `apart`, once in each program, with nothing kept). A
+TPU's compiler also estimates cycles; the sum leaves out what it gives no estimate for, such as copies that run beside
+computation. A rival's best is its least, number by number. Convolutions and training steps take minutes to compile for
+a TPU: `--only conv` and `--only steps` ask for them.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+PROGRAMS = ("both", "apart", "inference")
+DEFAULT = ("norms", "softmax", "losses", "linear", "affine")
+SECTIONS = (*DEFAULT, "conv", "steps")
+
+
+class Target(NamedTuple):
+    """A device that XLA compiles for, and the package that brings the compiler."""
+
+    platform: str
+    topology: str
+    package: str
+    module: str
+
+
+TARGETS = {
+    "v5e": Target("tpu", "v5e:2x2", "libtpu", "libtpu"),
+    "v6e": Target("tpu", "v6e:2x2", "libtpu", "libtpu"),
+    "v5p": Target("tpu", "v5p:2x2x1", "libtpu", "libtpu"),
+    "h100": Target("cuda", "1x1x1", "jax-cuda13-pjrt", "jax_plugins.xla_cuda13"),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="bench.py compiled", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--target", required=True, choices=[*TARGETS, "all"], help="the device that the programs are compiled for")
+    add("--only", nargs="+", metavar="TEXT", help=f"sections ({', '.join(SECTIONS)}), or rows with this in their name")
+    add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"], help="default: both")
+    add("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="default: all")
+    add("--rivals", nargs="+", metavar="NAME", help="default: all that are installed")
+    add("--quick", action="store_true", help="one shape of each kind")
+    add("--results", type=folder, metavar="DIR", help="write compiled-TARGET.json and .png here; rows in it stay")
+    add("--hlo", type=folder, metavar="DIR", help="write every optimized program's text here")
+    return parser
+
+
+def folder(text: str) -> Path:
+    """A folder that exists."""
+    if not (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a folder that exists, got {text}")
+    return path
+
+
+def missing(target: Target) -> str | None:
+    """What stops a target from being compiled for here."""
+    try:
+        found = importlib.util.find_spec(target.module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        return f'its compiler is not installed: pip install -e ".[aot]" ({target.package}; Linux, Python 3.12 or newer)'
+    ours, theirs = version("jaxlib"), version(target.package)
+    if target.platform == "cuda" and ours != theirs:
+        return f"{target.package} {theirs} is not of jaxlib's version: pip install --no-deps {target.package}=={ours}"
+    return None
+
+
+def compile_rows(options: argparse.Namespace, target: Target) -> int:
+    """Compiles what was asked for, prints the table, writes the file and the picture."""
+    import bench_compiled_programs as programs  # imports JAX, which reads the environment
+    import bench_compiled_report as report
+    from bench import RIVALS, terminal
+    from bench_compiled_cases import rows
+    from rich.console import Console
+    from rich.progress import track
+
+    chosen = [row for row in rows(options.dtype, options.quick) if wanted(row, options.only)]
+    if not chosen:
+        print(f"--only {' '.join(options.only)}: there is no such row", file=sys.stderr)
+        return 2
+    compiler = programs.Compiler(programs.device(target.platform, target.topology), options.hlo)
+    rivals = options.rivals or [name for name in RIVALS if name != "torch"]
+    found = []
+    for row in track(chosen, options.target, console=Console(stderr=True), transient=True):
+        found += programs.measure(compiler, row, rivals, options.programs)
+    console = Console(width=200)
+    console.print(terminal(report.grid(options.target, found)))
+    for line in report.failures(found):
+        console.print(line)
+    console.print("; ".join(f"{name} {number}" for name, number in report.versions(target.package).items()))
+    if options.results:
+        command = "python experiments/bench.py compiled " + " ".join(sys.argv[1:])
+        report.write(
+            options.results / f"compiled-{options.target}.json", options.target, target.package, command, found
+        )
+    return 0
+
+
+def wanted(row: "Row", only: Sequence[str] | None) -> bool:
+    """Whether a row was asked for, or is one of those that compile quickly."""
+    return any(t == row.section or t in row.title for t in only) if only else row.section in DEFAULT
+
+
+def main(argv: Sequence[str]) -> int:
+    """Each target in a process of its own, since JAX reads the environment once; returns the exit status."""
+    options = make_parser().parse_args(argv)
+    if options.target != "all" and all(os.environ.get(name) == value for name, value in ENVIRONMENT.items()):
+        return compile_rows(options, TARGETS[options.target])
+    status = 0
+    for name in TARGETS if options.target == "all" else [options.target]:
+        if reason := missing(TARGETS[name]):
+            print(f"{name}: {reason}", file=sys.stderr)
+            status = 1
+            continue
+        command = [sys.executable, __file__, *argv, "--target", name]  # the last one counts
+        status |= subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

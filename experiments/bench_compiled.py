@@ -20,6 +20,7 @@ a TPU: `--only conv` and `--only steps` ask for them.
 import argparse
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ ENVIRONMENT = {
 }
 PROGRAMS = ("both", "apart", "inference")
 DEFAULT = ("norms", "softmax", "losses", "linear", "affine")
+RIVALS = ("plain", "linen", "nnx", "haiku", "equinox", "optax", "composed")
 SECTIONS = (*DEFAULT, "conv", "steps")
 
 
@@ -65,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="TEXT", help=f"sections ({', '.join(SECTIONS)}), or rows with this in their name")
     add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"], help="default: both")
     add("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="default: all")
-    add("--rivals", nargs="+", metavar="NAME", help="default: all that are installed")
+    add("--rivals", nargs="+", choices=RIVALS, default=RIVALS, help="default: all that are installed")
     add("--quick", action="store_true", help="one shape of each kind")
     add("--results", type=folder, metavar="DIR", help="write compiled-TARGET.json and .png here; rows in it stay")
     add("--hlo", type=folder, metavar="DIR", help="write every optimized program's text here")
@@ -94,54 +96,48 @@ def missing(target: Target) -> str | None:
 
 
 def compile_rows(options: argparse.Namespace, target: Target) -> int:
-    """Compiles what was asked for, prints the table, writes the file and the picture."""
+    """Compiles what was asked for, prints the table, writes the file and the picture; returns the exit status."""
     import bench_compiled_programs as programs  # imports JAX, which reads the environment
     import bench_compiled_report as report
-    from bench import RIVALS, terminal
+    from bench import terminal
     from bench_compiled_cases import rows
     from rich.console import Console
     from rich.progress import track
 
-    chosen = [row for row in rows(options.dtype, options.quick) if wanted(row, options.only)]
+    chosen = [row for row in rows(options.dtype, options.quick) if row.wanted(options.only or DEFAULT)]
     if not chosen:
         print(f"--only {' '.join(options.only)}: there is no such row", file=sys.stderr)
         return 2
     compiler = programs.Compiler(programs.device(target.platform, target.topology), options.hlo)
-    rivals = options.rivals or [name for name in RIVALS if name != "torch"]
+    command = f"python experiments/bench.py compiled {shlex.join(options.words)}"
+    path = options.results and options.results / f"compiled-{options.target}.json"
     found = []
     for row in track(chosen, options.target, console=Console(stderr=True), transient=True):
-        found += programs.measure(compiler, row, rivals, options.programs)
+        found += programs.measure(compiler, row, options.rivals, options.programs)
+        if path:  # after each row: a long run that is cut short has kept the earlier ones
+            written = report.write(path, options.target, target.package, command, found)
     console = Console(width=200)
     console.print(terminal(report.grid(options.target, found)))
-    for line in report.failures(found):
+    for line in [*report.failures(found), report.versions_text(target.package)]:
         console.print(line)
-    console.print("; ".join(f"{name} {number}" for name, number in report.versions(target.package).items()))
-    if options.results:
-        command = "python experiments/bench.py compiled " + " ".join(sys.argv[1:])
-        report.write(
-            options.results / f"compiled-{options.target}.json", options.target, target.package, command, found
-        )
+    if path:
+        report.plot(path.with_suffix(".png"), options.target, written["rows"])
     return 0
-
-
-def wanted(row: "Row", only: Sequence[str] | None) -> bool:
-    """Whether a row was asked for, or is one of those that compile quickly."""
-    return any(t == row.section or t in row.title for t in only) if only else row.section in DEFAULT
 
 
 def main(argv: Sequence[str]) -> int:
     """Each target in a process of its own, since JAX reads the environment once; returns the exit status."""
-    options = make_parser().parse_args(argv)
+    options = make_parser().parse_args(argv, argparse.Namespace(words=argv))
     if options.target != "all" and all(os.environ.get(name) == value for name, value in ENVIRONMENT.items()):
         return compile_rows(options, TARGETS[options.target])
     status = 0
     for name in TARGETS if options.target == "all" else [options.target]:
         if reason := missing(TARGETS[name]):
             print(f"{name}: {reason}", file=sys.stderr)
-            status = 1
+            status = max(status, 1)
             continue
         command = [sys.executable, __file__, *argv, "--target", name]  # the last one counts
-        status |= subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode
+        status = max(status, abs(subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode))
     return status
 
 

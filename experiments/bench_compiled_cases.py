@@ -67,6 +67,10 @@ class Row(NamedTuple):
         """How it is called in the table, and by `--only`."""
         return f"{self.name} {'×'.join(map(str, self.shape))}"
 
+    def wanted(self, only: Sequence[str]) -> bool:
+        """Whether a text is the row's section or a part of its title."""
+        return any(text == self.section or text in self.title for text in only)
+
 
 def array(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     """An array that is not there."""
@@ -167,7 +171,10 @@ def step_shape(name: str) -> tuple[int, ...]:
 
 def rows(dtypes: Sequence[str], quick: bool) -> Iterator[Row]:
     """Every row, or of each kind the first."""
-    few: Callable[[Sequence[Any]], Sequence[Any]] = lambda shapes: shapes[:1] if quick else shapes
+
+    def few(shapes: Sequence[Any]) -> Sequence[Any]:
+        return shapes[:1] if quick else shapes
+
     for dtype in dtypes:
         for kind, shapes in NORM_SHAPES.items():
             for shape in few(shapes):

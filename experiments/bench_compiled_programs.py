@@ -1,5 +1,6 @@
 """Compiles one row's programs for a device that is not there, and counts what they move."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,10 +51,11 @@ class Compiler:
             program = lowered.compile()
             seconds = time.perf_counter() - start
             traffic = Program(program.as_text()).traffic()
-            numbers = traffic._asdict() | {"bytes": traffic.bytes, "compile_s": round(seconds, 2)}
+            numbers = {key: round(value) for key, value in traffic._asdict().items()}
+            numbers |= {"bytes": round(traffic.bytes), "compile_s": round(seconds, 2)}
             self.known[text] = numbers | {"temporary": program.memory_analysis().temp_size_in_bytes}
             if self.texts:
-                (self.texts / f"{name.replace(' ', '_').replace('/', '_')}.txt").write_text(program.as_text())
+                (self.texts / f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', name)}.txt").write_text(program.as_text())
         return self.known[text]
 
 
@@ -106,37 +108,37 @@ class Apart:
 
 
 def measured(compiler: Compiler, name: str, side: Side, program: str) -> Numbers:
-    """One program of one side; `apart` is two, whose numbers are added, but for temporary memory: that is the larger's."""
+    """One program of one side; `apart` is two, whose numbers are added: but the larger one's temporary memory."""
     arguments, constants = tuple(side.arguments), tuple(side.constants)
     if program == "step":
         return compiler(name, side.function, *arguments) | {"kept": side.kept}
     if program == "inference":
         return compiler(name, side.function, *arguments, *constants)
-    y = jax.eval_shape(side.function, *arguments, *constants)
+    g = jax.eval_shape(side.function, *arguments, *constants)
     if program == "both":
-        return compiler(name, pulled_back(side), y, constants, *arguments)
+        return compiler(name, pulled_back(side), g, constants, *arguments)
     apart = Apart(side)
     first = compiler(f"{name} forward", apart.forward, arguments, constants)
-    second = compiler(f"{name} backward", apart.backward, y, arguments, constants, y, apart.residuals)
+    second = compiler(f"{name} backward", apart.backward, g, arguments, constants, g, apart.residuals)
     sums = {key: first[key] + second[key] for key in SUMS}
     return sums | {"temporary": max(first["temporary"], second["temporary"]), "kept": apart.kept}
 
 
 def measure(compiler: Compiler, row: Row, rivals: Sequence[str], programs: Sequence[str]) -> list[dict[str, Any]]:
     """Each program of a row on every side: its numbers, or under `failed` why there are none; and the floor."""
+    sides: Mapping[str, Side] = {}
+    unbuilt: dict[str, str] = {}
     try:
-        sides: Mapping[str, Side] = row.build(rivals)
-    except Exception as error:  # a row that cannot be built is shown with the reason
-        sides, failed = {}, {"jaxnorm": reason(error)}
+        sides = row.build(rivals)
+    except Exception as error:  # shown in the row, as the other reasons are
+        unbuilt["jaxnorm"] = reason(error)
     found = []
     for program in ("step",) if row.section == "steps" else programs:
-        numbers: dict[str, Numbers] = {}
-        if sides:
-            failed = {}
+        numbers, failed = dict[str, Numbers](), dict(unbuilt)
         for name, side in sides.items():
             try:
                 numbers[name] = measured(compiler, f"{row.title} {row.dtype} {program} {name}", side, program)
-            except Exception as error:  # likewise
+            except Exception as error:
                 failed[name] = reason(error)
         labels = {"section": row.section, "name": row.title, "dtype": row.dtype, "program": program}
         found.append(labels | {"sides": numbers, "failed": failed})

@@ -2,14 +2,16 @@
 
 import datetime
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from bench_plots import legend, on_log_axis, pyplot
 from bench_tables import NAMES, Grid, digits
 
+KEYS = {"bytes": "#1f77b4", "cycles": "#e0a800"}
 PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "dm-haiku", "equinox", "optax")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -23,6 +25,11 @@ def versions(compiler: str) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def versions_text(compiler: str) -> str:
+    """The same in a line."""
+    return "; ".join(f"{name} {number}" for name, number in versions(compiler).items())
 
 
 def best(row: Mapping[str, Any], key: str) -> tuple[str, float] | None:
@@ -97,14 +104,25 @@ def write(path: Path, target: str, compiler: str, command: str, rows: Rows) -> M
     return head | {"rows": list(merged.values())}
 
 
-def main() -> None:
-    """Prints the table of a file."""
-    from bench import terminal
-    from rich.console import Console
-
-    found = json.loads(Path(sys.argv[1]).read_text())
-    Console(width=200).print(terminal(grid(found["target"], found["rows"])))
-
-
-if __name__ == "__main__":
-    main()
+def plot(path: Path, target: str, rows: Rows) -> None:
+    """Bytes, and a TPU's estimated cycles, over the best rival's: a panel for each kind of program."""
+    panels = {name: [r for r in rows if r["program"] == name] for name in dict.fromkeys(r["program"] for r in rows)}
+    tallest = max(len(chosen) for chosen in panels.values())
+    size = (5.2 * len(panels), 1.5 + 0.17 * tallest)
+    figure, grid = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axes, (name, chosen) in zip(grid.flat, panels.items(), strict=True):
+        for i, (key, colour) in enumerate(KEYS.items()):
+            have = [(y, ratio) for y, row in enumerate(chosen) if (ratio := over_best(row, key))]
+            at, ratios = np.array([y for y, _ in have]) - 0.2 + 0.4 * i, np.array([ratio for _, ratio in have])
+            axes.barh(at, ratios - 1, 0.36, left=1, color=colour, label=key)
+        axes.set_yticks(range(len(chosen)), [f"{row['name']}, {row['dtype']}" for row in chosen], fontsize=7)
+        axes.set_ylim(len(chosen) - 0.5, -0.5)
+        axes.set_title(name, fontsize=11)
+        axes.set_xlabel("jaxnorm's over the best rival's", fontsize=9)
+        on_log_axis(axes)
+    legend(figure, grid.flat)
+    figure.suptitle(
+        f"compiled for {target}, not run: what jaxnorm's programs move (left of the line: less)", fontsize=13
+    )
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -16,64 +16,23 @@ Caches are not modelled: an array that stays in a cache from one kernel to the n
 """
 
 import argparse
-import functools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
-NOTHING_MOVED = ("AllocateBuffer", "AssumeGatherIndicesInBound")  # custom calls
-SLICES = {"slice", "dynamic-slice", "gather"}
-UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # and which operand is the update
-WHOLE = {"dot", "convolution", "custom-call", "sort", "reduce-window", "select-and-scatter", "fft"}
-SAME_ELEMENTS = {"bitcast", "reshape", "convert", "copy", "transpose"}
+from hlo import UPDATES, Computation, Instruction, computations_of
 
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.-]+) = (.*)")
-_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=(\{[^}]*\}|[^,\s]+)"
-)
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "partition-id"}
+FREE_CALLS = re.compile(r'custom_call_target="(AllocateBuffer|AssumeGatherIndicesInBound|ConcatBitcast)"')
+SLICES = {"slice", "dynamic-slice", "gather"}
+WHOLE = {"dot", "convolution", "custom-call", "sort", "reduce-window", "select-and-scatter", "fft"}
+
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-
-
-class Array(NamedTuple):
-    """One array of an instruction's result: its elements, and its bytes in memory (0 where it is on the chip)."""
-
-    elements: int
-    bytes: int
-
-
-class Instruction(NamedTuple):
-    """One line of a computation."""
-
-    name: str
-    op: str
-    results: tuple[Array, ...]
-    operands: tuple[str, ...]
-    inside: str  # the text between the parentheses: operands, a parameter's number, a constant's value
-    attributes: str
-
-    @property
-    def elements(self) -> int:
-        """Of all its results."""
-        return sum(array.elements for array in self.results)
-
-    @property
-    def bytes(self) -> int:
-        """Of all its results that are in memory."""
-        return sum(array.bytes for array in self.results)
-
-    @property
-    def called(self) -> list[str]:
-        """The computations that it runs (of a loop, the body)."""
-        return [name for text in _CALLED.findall(self.attributes) for name in re.findall(r"[\w.-]+", text)]
 
 
 class Kernel(NamedTuple):
@@ -109,161 +68,91 @@ class Traffic(NamedTuple):
         return self.read + self.written
 
 
-def arrays_of(text: str) -> tuple[Array, ...]:
-    """The arrays of a type such as `(f32[8,128]{1,0:T(8,128)}, s32[])`."""
-    return tuple(_array(*match) for match in _ARRAY.findall(text))
+class Fused(NamedTuple):
+    """The part of each parameter that a fused computation reads, and of each of its arrays that it writes."""
 
-
-def _array(dtype: str, shape: str, layout: str) -> Array:
-    sizes = [int(size.lstrip("<=")) for size in shape.split(",") if size]
-    elements = math.prod(sizes)
-    bits = 8 if dtype == "pred" else int(found[0]) if (found := re.findall(r"\d+", dtype)) else 0
-    if re.search(r"S\(\d+\)", layout):
-        return Array(elements, 0)
-    order, _, tiles = layout.partition(":")
-    physical = [sizes[int(axis)] for axis in reversed(order.split(",")) if axis]
-    tile = [int(size) for size in found[0].split(",")] if (found := re.findall(r"^T\(([\d,]+)\)", tiles)) else []
-    for axis, size in enumerate(tile, len(physical) - len(tile)):
-        if len(physical) >= len(tile):
-            physical[axis] = -(-physical[axis] // size) * size
-    return Array(elements, math.prod(physical or sizes) * bits // 8)
-
-
-def _balanced(text: str) -> int:
-    """Where the parenthesis that opens the text is closed; a constant may go on in the next line."""
-    depth = 0
-    for at, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            return at
-    return len(text)
-
-
-def _instruction(name: str, text: str) -> Instruction:
-    text = re.sub(r"/\*.*?\*/", "", text)
-    end = _balanced(text) + 1 if text.startswith("(") else text.index(" ")
-    kind, rest = text[:end], text[end:].strip()
-    op, _, rest = rest.partition("(")
-    end = _balanced("(" + rest) - 1
-    inside = rest[:end]
-    operands = () if op in ("parameter", "constant") else tuple(re.findall(r"%([\w.-]+)", inside))
-    return Instruction(name, op, arrays_of(kind), operands, inside, rest[end + 1 :])
-
-
-class Computation:
-    """Instructions by name, each after its operands."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.instructions: dict[str, Instruction] = {}
-        self.root = ""
-
-    @property
-    def outputs(self) -> list[Instruction]:
-        """What it returns: the root, or the members of a tuple."""
-        root = self.instructions[self.root]
-        return [self.instructions[name] for name in root.operands] if root.op == "tuple" else [root]
-
-    def below(self, instruction: Instruction) -> Instruction:
-        """What an instruction has its elements from, where bitcasts and conversions lie between."""
-        while instruction.op in SAME_ELEMENTS:
-            instruction = self.instructions[instruction.operands[0]]
-        return instruction
-
-    def update(self, instruction: Instruction) -> Instruction | None:
-        """The operand that an instruction writes into another one, if that is what it does."""
-        if instruction.op not in UPDATES or (instruction.op == "scatter" and len(instruction.operands) != 3):
-            return None
-        return self.instructions[instruction.operands[UPDATES[instruction.op]]]
+    reads: list[float]
+    writes: list[float]
 
 
 class Program:
     """An optimized program's computations."""
 
     def __init__(self, text: str):
-        self.computations: dict[str, Computation] = {}
-        for line in text.splitlines():
-            if found := _COMPUTATION.match(line):
-                computation = self.computations[found[2]] = Computation(found[2])
-                if found[1]:
-                    self.entry = computation
-            elif self.computations and (found := _INSTRUCTION.match(line)):
-                computation.instructions[found[2]] = _instruction(found[2], found[3])
-                if found[1]:
-                    computation.root = found[2]
+        self.computations, entry = computations_of(text)
+        self.entry = self.computations[entry]
+        self.known: dict[str, Fused] = {}
 
-    def _fused(self, instruction: Instruction) -> Computation:
-        return self.computations[instruction.called[0]]
+    def _called(self, one: Instruction) -> Computation:
+        return self.computations[one.called[0]]
 
-    @functools.cache  # noqa: B019: a program lives as long as its count
-    def _fusion(self, name: str) -> tuple[list[float], list[float]]:
-        """The part of each parameter that a fused computation reads, and of each output that it writes."""
-        computation = self.computations[name]
-        written, in_place = [], set()
-        for output in computation.outputs:
-            source = computation.below(output)
-            update = computation.update(source)
-            if update and computation.below(computation.instructions[source.operands[0]]).op == "parameter":
-                in_place.add(source.name)
-                written.append(update.elements / output.elements)
-            else:
-                written.append(1.0)
-        wanted: dict[str, float] = defaultdict(float)
-        for output in computation.outputs:
-            wanted[output.name] = output.elements
-        parameters: dict[int, float] = {}
-        for one in reversed(computation.instructions.values()):
-            want = min(wanted[one.name], one.elements)
-            if one.op == "parameter":
-                parameters[int(one.inside)] = want / max(one.elements, 1)
-            elif want and one.op != "tuple":
-                for operand, part in self._wanted(computation, one, want, one.name in in_place):
-                    wanted[operand.name] += part
-        return [parameters[number] for number in sorted(parameters)], written
+    def fused(self, name: str) -> Fused:
+        """What a fused computation reads and writes, from its outputs backwards."""
+        if name not in self.known:
+            computation, wanted = self.computations[name], defaultdict[str, float](float)
+            in_place = {one.name for one in map(computation.in_place, computation.outputs) if one}
+            for output in computation.outputs:
+                wanted[output.name] = output.elements
+            reads: dict[int, float] = {}
+            for one in reversed(computation.instructions.values()):
+                want = min(wanted[one.name], one.elements)
+                if one.op == "parameter":
+                    reads[int(one.inside)] = want / max(one.elements, 1)
+                elif want and one.op != "tuple":
+                    for operand, part in self._wanted(computation, one, want, one.name in in_place):
+                        wanted[operand.name] += part
+            writes = [share for output in computation.outputs for share in computation.written(output)]
+            self.known[name] = Fused([reads[number] for number in sorted(reads)], writes)
+        return self.known[name]
 
     def _wanted(
         self, computation: Computation, one: Instruction, want: float, in_place: bool
     ) -> Iterator[tuple[Instruction, float]]:
         """How many elements of each operand an instruction needs for so many elements of its result."""
-        fused = self._fusion(one.called[0])[0] if one.op == "fusion" else []
+        reads = self.fused(one.called[0]).reads if one.op == "fusion" else []
         for position, name in enumerate(one.operands):
             operand = computation.instructions[name]
             size = operand.elements
             if one.op in SLICES and position == 0:
                 yield operand, want
-            elif in_place and position == 0:
-                update = computation.update(one)
-                yield operand, update.elements if update and one.op == "scatter" else 0
+            elif in_place and position == 0:  # a scatter adds to what is there
+                yield operand, computation.update_of(one).elements if one.op == "scatter" else 0
             elif one.op == "fusion":
-                yield operand, size * fused[position]
+                yield operand, size * reads[position]
             elif one.op == "reduce":
                 yield operand, size * want / one.elements
             else:
                 yield operand, size if want >= one.elements or one.op in WHOLE else min(size, want)
 
-    def _kernel(self, computation: Computation, one: Instruction, times: int) -> Kernel:
-        results, want = one.results, float(one.elements)
-        if one.op == "custom-call" and 'custom_call_target="__cu' in one.attributes:
-            results = results[:1]  # the others are room to work in
-        start, end = one.op.endswith("-start"), one.op.endswith("-done")
-        if start:
-            one = one._replace(op="fusion" if one.called else one.op.removesuffix("-start"))
-            want = one.results[min(len(one.operands), len(one.results) - 1)].elements
-        update = computation.update(one)
-        parts: dict[str, float] = defaultdict(float)
-        for operand, part in () if end else self._wanted(computation, one, want, update is not None):
+    def _read(self, computation: Computation, one: Instruction) -> float:
+        parts = defaultdict[str, float](float)
+        for operand, part in self._wanted(computation, one, one.elements, one.op in UPDATES):
             parts[operand.name] += part
         operands = ((computation.instructions[name], part) for name, part in parts.items())
-        read = sum(operand.bytes * min(part / max(operand.elements, 1), 1) for operand, part in operands)
-        written = float(sum(array.bytes for array in results))
+        return sum(operand.bytes * min(part / max(operand.elements, 1), 1) for operand, part in operands)
+
+    def _written(self, computation: Computation, one: Instruction) -> float:
         if one.op == "fusion":
-            shares = self._fusion(one.called[0])[1]
-            written = sum(array.bytes * share for array, share in zip(results, shares, strict=not start))
-        elif update:
-            written *= update.elements / one.elements
-        cycles = int(found[1]) if (found := _CYCLES.search(one.attributes)) else 0
-        source = found[1] if (found := _SOURCE.search(one.attributes)) else ""
-        return Kernel(one.name, one.op, read, 0.0 if start else written, times, cycles, source)
+            shares = self.fused(one.called[0]).writes
+            return sum(array.bytes * share for array, share in zip(one.results, shares, strict=True))
+        if one.op in UPDATES:
+            return one.bytes * computation.update_of(one).elements / one.elements
+        # A library's call has more results, which are its room to work.
+        return float(one.results[0].bytes if 'custom_call_target="__cu' in one.attributes else one.bytes)
+
+    def _kernel(self, computation: Computation, one: Instruction, times: int) -> Kernel:
+        read = written = 0.0
+        if one.op.endswith("-start"):
+            # Its results are its operands, what it makes, and a handle.
+            made = one.results[len(one.operands) : len(one.operands) + 1]
+            op = "fusion" if one.op == "async-start" else one.op.removesuffix("-start")
+            read = self._read(computation, one._replace(op=op, results=made))
+        elif one.op.endswith("-done"):
+            written = float(one.bytes)
+        else:
+            read, written = self._read(computation, one), self._written(computation, one)
+        cycles, source = (pattern.findall(one.attributes) or [""] for pattern in (_CYCLES, _SOURCE))
+        return Kernel(one.name, one.op, read, written, times, int(cycles[0] or 0), source[0])
 
     def _trips(self, loop: Instruction) -> int:
         """How often a loop runs: what the compiler says, else the number that its condition compares with."""
@@ -284,12 +173,12 @@ class Program:
         """
         computation = computation or self.entry
         for one in computation.instructions.values():
-            if one.op in FREE or any(f'custom_call_target="{t}"' in one.attributes for t in NOTHING_MOVED):
+            if one.op in FREE or FREE_CALLS.search(one.attributes):
                 continue
             if one.op == "while":
-                yield from self.kernels(self._fused(one), times * self._trips(one))
+                yield from self.kernels(self._called(one), times * self._trips(one))
             elif one.op == "call":
-                yield from self.kernels(self._fused(one), times)
+                yield from self.kernels(self._called(one), times)
             elif one.op == "conditional":
                 branches = [list(self.kernels(self.computations[name], times)) for name in one.called]
                 yield from max(branches, key=lambda kernels: sum(kernel.bytes for kernel in kernels))

@@ -16,10 +16,18 @@ import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import saved_bytes
 
-ROWS = [(8192, 4096), (256, 197, 768), (2048, 16384)]
-IMAGES = [(64, 56, 56, 256), (256, 14, 14, 1024), (32, 112, 112, 64)]
+Shape = tuple[int, ...]
+
+ROWS: list[Shape] = [(8192, 4096), (256, 197, 768), (2048, 16384)]
+IMAGES: list[Shape] = [(64, 56, 56, 256), (256, 14, 14, 1024), (32, 112, 112, 64)]
 CLASSES = [(8192, 32000), (65536, 1000), (2048, 128256)]
-NORM_SHAPES = {"layer": ROWS, "rms": ROWS, "batch": IMAGES, "group": IMAGES, "instance": IMAGES}
+NORM_SHAPES = {
+    "layer": ROWS,
+    "rms": ROWS,
+    "batch": IMAGES,
+    "group": IMAGES,
+    "instance": IMAGES,
+}
 LOSS_SHAPES = {
     "log-softmax": CLASSES,
     "cross-entropy": CLASSES,
@@ -31,7 +39,7 @@ SOFTMAX_SHAPES = [(16, 16, 1024, 1024), (65536, 1000), (8192, 32000)]
 LINEAR_SHAPES = [(8192, 2048, 128256)]  # tokens, width, vocabulary
 AFFINE_SHAPES = [(8192, 4096, 4096)]  # rows, width, features
 # name, whether transposed, x, kernel, options
-CONVOLUTIONS: list[tuple[str, bool, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
+CONVOLUTIONS: list[tuple[str, bool, Shape, Shape, dict[str, Any]]] = [
     ("dense 3x3", False, (32, 56, 56, 128), (3, 3, 128, 128), {}),
     ("strided 3x3", False, (32, 56, 56, 128), (3, 3, 128, 256), {"strides": 2}),
     ("grouped 3x3", False, (32, 56, 56, 128), (3, 3, 4, 128), {"feature_group_count": 32}),
@@ -58,7 +66,7 @@ class Row(NamedTuple):
 
     section: str
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
     build: Callable[[Sequence[str]], Sides]
 
@@ -82,14 +90,15 @@ def every(functions: Mapping[str, Function], arguments: Sequence[Any], constants
     return {name: Side(function, arguments, constants) for name, function in functions.items()}
 
 
-def norm_case(norm: Norm, rivals: Sequence[str]) -> Sides:
+def norm_case(kind: str, shape: Shape, dtype: str, rivals: Sequence[str]) -> Sides:
     """A norm over x with parameters in float32."""
+    norm = Norm(kind, shape, jnp.dtype(dtype))
     functions = {"jaxnorm": hand_norm(norm)} | {name: NORMS[name](norm) for name in rivals if name in NORMS}
     parameters = [array((norm.channels,))] * (1 if norm.kind == "rms" else 2)
     return every(functions, [array(norm.shape, norm.dtype), *parameters])
 
 
-def softmax_case(shape: tuple[int, ...], dtype: str, rivals: Sequence[str]) -> Sides:
+def softmax_case(shape: Shape, dtype: str, rivals: Sequence[str]) -> Sides:
     """The softmax alone."""
     functions: dict[str, Function] = {"jaxnorm": jn.softmax, "plain": jax.nn.softmax}
     return every({name: f for name, f in functions.items() if name in ("jaxnorm", *rivals)}, [array(shape, dtype)])
@@ -100,7 +109,7 @@ def in_float32(loss: Function) -> Function:
     return lambda *arguments: loss(*arguments).astype(jnp.float32)
 
 
-def loss_case(kind: str, shape: tuple[int, ...], dtype: str, rivals: Sequence[str]) -> Sides:
+def loss_case(kind: str, shape: Shape, dtype: str, rivals: Sequence[str]) -> Sides:
     """A loss of logits and labels; the log-softmax stays in its dtype."""
     functions = {"jaxnorm": HAND_LOSSES[kind]} | {r: LOSSES[r][kind] for r in rivals if kind in LOSSES.get(r, {})}
     if kind == "log-softmax":
@@ -109,8 +118,9 @@ def loss_case(kind: str, shape: tuple[int, ...], dtype: str, rivals: Sequence[st
     return every({name: in_float32(f) for name, f in functions.items()}, [array(shape, dtype)], [labels])
 
 
-def linear_case(tokens: int, width: int, vocabulary: int, dtype: str, rivals: Sequence[str]) -> Sides:
+def linear_case(shape: tuple[int, int, int], dtype: str, rivals: Sequence[str]) -> Sides:
     """The last layer and its loss: in blocks of the vocabulary, and composed."""
+    tokens, width, vocabulary = shape
 
     def over(loss: Function) -> Function:
         return lambda hidden, kernel, labels: loss(hidden @ kernel, labels)
@@ -135,9 +145,9 @@ def affine_case(relu: bool, shape: tuple[int, int, int], dtype: str, rivals: Seq
     return every(functions, [array(s, dtype) for s in ((rows, width), (width, features), (features,))])
 
 
-def conv_case(index: int, dtype: str, rivals: Sequence[str]) -> Sides:
+def conv_case(index: int, shape: Shape, dtype: str, rivals: Sequence[str]) -> Sides:
     """A convolution with a bias, as a layer has it."""
-    _, transposed, x, kernel, options = CONVOLUTIONS[index]
+    _, transposed, _, kernel, options = CONVOLUTIONS[index]
 
     def of(module: Any) -> Function:
         return functools.partial(module.conv_transpose if transposed else module.conv, **options)
@@ -148,11 +158,12 @@ def conv_case(index: int, dtype: str, rivals: Sequence[str]) -> Sides:
         options = {key: (value,) * 2 if key == "strides" else value for key, value in options.items()}
         layer = make(kernel[-1], kernel[:2], **options, dtype=dtype)
         functions["linen"] = lambda x, k, b: layer.apply({"params": {"kernel": k, "bias": b}}, x)
-    return every(functions, [array(shape, dtype) for shape in (x, kernel, kernel[-1:])])
+    return every(functions, [array(a, dtype) for a in (shape, kernel, kernel[-1:])])
 
 
-def step_case(name: str, dtype: str, rivals: Sequence[str]) -> Sides:
+def step_case(name: str, shape: Shape, dtype: str, rivals: Sequence[str]) -> Sides:
     """A whole training step: loss, gradients and AdamW."""
+    del shape  # the model's own
     model, kind = TRAINED[name], jnp.dtype(dtype)
     inputs, labels = batch_of(model, "large")
     x = inputs if model.inputs == "tokens" else inputs.astype(kind)
@@ -164,35 +175,30 @@ def step_case(name: str, dtype: str, rivals: Sequence[str]) -> Sides:
     return found
 
 
-def step_shape(name: str) -> tuple[int, ...]:
-    """Of its inputs."""
-    return jax.eval_shape(lambda: batch_of(TRAINED[name], "large")[0]).shape
+Kind = tuple[str, str, Sequence[Shape], Callable[..., Sides]]
+
+
+def kinds() -> Iterator[Kind]:
+    """Section, name and shapes of each kind of row, and what builds it from a shape, a dtype and the rivals."""
+    for kind, shapes in NORM_SHAPES.items():
+        yield "norms", f"{kind} norm", shapes, functools.partial(norm_case, kind)
+    yield "softmax", "softmax", SOFTMAX_SHAPES, softmax_case
+    for kind, sizes in LOSS_SHAPES.items():
+        section = "softmax" if kind == "log-softmax" else "losses"
+        yield section, kind, sizes, functools.partial(loss_case, kind)
+    yield "linear", "linear loss", LINEAR_SHAPES, linear_case
+    yield "affine", "affine", AFFINE_SHAPES, functools.partial(affine_case, False)
+    yield "affine", "affine_relu", AFFINE_SHAPES, functools.partial(affine_case, True)
+    for index, (name, _, x, kernel, _) in enumerate(CONVOLUTIONS):
+        yield "conv", f"conv {name}, {kernel[-1]} channels,", [x], functools.partial(conv_case, index)
+    for name in STEPS:
+        shape = jax.eval_shape(lambda name=name: batch_of(TRAINED[name], "large")[0]).shape
+        yield "steps", f"step {name}", [shape], functools.partial(step_case, name)
 
 
 def rows(dtypes: Sequence[str], quick: bool) -> Iterator[Row]:
     """Every row, or of each kind the first."""
-
-    def few(shapes: Sequence[Any]) -> Sequence[Any]:
-        return shapes[:1] if quick else shapes
-
     for dtype in dtypes:
-        for kind, shapes in NORM_SHAPES.items():
-            for shape in few(shapes):
-                norm = Norm(kind, shape, jnp.dtype(dtype))
-                yield Row("norms", f"{kind} norm", shape, dtype, functools.partial(norm_case, norm))
-        for shape in few(SOFTMAX_SHAPES):
-            yield Row("softmax", "softmax", shape, dtype, functools.partial(softmax_case, shape, dtype))
-        for kind, shapes in LOSS_SHAPES.items():
-            section = "softmax" if kind == "log-softmax" else "losses"
-            for shape in few(shapes):
-                yield Row(section, kind, shape, dtype, functools.partial(loss_case, kind, shape, dtype))
-        for shape in few(LINEAR_SHAPES):
-            yield Row("linear", "linear loss", shape, dtype, functools.partial(linear_case, *shape, dtype))
-        for shape in few(AFFINE_SHAPES):
-            for relu, name in enumerate(("affine", "affine_relu")):
-                yield Row("affine", name, shape, dtype, functools.partial(affine_case, bool(relu), shape, dtype))
-        for index, (name, _, x, kernel, _) in enumerate(CONVOLUTIONS):
-            build = functools.partial(conv_case, index, dtype)
-            yield Row("conv", f"conv {name}, {kernel[-1]} channels,", x, dtype, build)
-        for name in STEPS:
-            yield Row("steps", f"step {name}", step_shape(name), dtype, functools.partial(step_case, name, dtype))
+        for section, name, shapes, build in kinds():
+            for shape in shapes[:1] if quick else shapes:
+                yield Row(section, name, shape, dtype, functools.partial(build, shape, dtype))

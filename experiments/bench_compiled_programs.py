@@ -48,7 +48,7 @@ class Compiler:
         lowered = jax.jit(function).lower(*placed)
         if (text := lowered.as_text()) not in self.known:
             start = time.perf_counter()
-            program = lowered.compile()
+            program: Any = lowered.compile()
             seconds = time.perf_counter() - start
             traffic = Program(program.as_text()).traffic()
             numbers = {key: round(value) for key, value in traffic._asdict().items()}
@@ -80,12 +80,13 @@ class Apart:
         self.tree: Any = None
         given = (tuple(side.arguments), tuple(side.constants))
         closed, (y, _) = jax.make_jaxpr(self._run, return_shape=True)(*given)
-        variables = closed.jaxpr.outvars
-        self.own = variables[len(jax.tree.leaves(y)) :]
-        self.there = [*closed.jaxpr.invars, *variables[: len(variables) - len(self.own)]]
-        new = {v: i for i, v in enumerate(self.own) if isinstance(v, core.Var) and v not in self.there}
-        self.constants = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-        self.new = {v: i for v, i in new.items() if v not in self.constants}
+        outputs: list[Any] = closed.jaxpr.outvars
+        results = len(jax.tree.leaves(y))
+        self.there = [*closed.jaxpr.invars, *outputs[:results]]
+        self.own = outputs[results:]
+        self.closed_over = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        known = {*self.there, *self.closed_over}
+        self.new: dict[Any, int] = {v: i for i, v in enumerate(self.own) if isinstance(v, core.Var) and v not in known}
         self.kept = sum(v.aval.size * v.aval.dtype.itemsize for v in self.new)
         self.residuals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.new]
 
@@ -102,7 +103,7 @@ class Apart:
     def backward(self, g: Any, arguments: Any, constants: Any, y: Any, kept: Sequence[Any]) -> Any:
         """The cotangent pulled back, by the residuals."""
         values = dict(zip(self.there, jax.tree.leaves((arguments, constants, y)), strict=True))
-        values |= self.constants | dict(zip(self.new, kept, strict=True))
+        values |= self.closed_over | dict(zip(self.new, kept, strict=True))
         residuals = [values[v] if isinstance(v, core.Var) else jnp.asarray(v.val, v.aval.dtype) for v in self.own]
         return jax.tree.unflatten(self.tree, residuals)(g)
 

@@ -12,7 +12,8 @@ writes its results to memory once. What the count makes of the rest:
     asynchronous    the start of a copy counts what it reads, its end what it writes
     layouts         a TPU's tiles pad arrays; the padding counts
 
-Caches are not modelled: an array that stays in a cache from one kernel to the next counts as if it did not.
+Caches are not modelled: an array that stays in one from one kernel to the next counts as if it did not, and an operand
+that a kernel reads in several rounds (a product in tiles, two reductions of a long row) counts once.
 """
 
 import argparse

@@ -128,16 +128,17 @@ def compile_rows(options: argparse.Namespace, target: Target) -> int:
 def main(argv: Sequence[str]) -> int:
     """Each target in a process of its own, since JAX reads the environment once; returns the exit status."""
     options = make_parser().parse_args(argv, argparse.Namespace(words=argv))
-    if options.target != "all" and all(os.environ.get(name) == value for name, value in ENVIRONMENT.items()):
-        return compile_rows(options, TARGETS[options.target])
+    started = all(os.environ.get(name) == value for name, value in ENVIRONMENT.items())
     status = 0
     for name in TARGETS if options.target == "all" else [options.target]:
         if reason := missing(TARGETS[name]):
             print(f"{name}: {reason}", file=sys.stderr)
             status = max(status, 1)
-            continue
-        command = [sys.executable, __file__, *argv, "--target", name]  # the last one counts
-        status = max(status, abs(subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode))
+        elif started and options.target != "all":
+            return compile_rows(options, TARGETS[name])
+        else:
+            command = [sys.executable, __file__, *argv, "--target", name]  # the last one counts
+            status = max(status, abs(subprocess.run(command, env=os.environ | ENVIRONMENT, check=False).returncode))
     return status
 
 

@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +291,9 @@ def test_each_target_has_a_process_with_its_environment(monkeypatch: pytest.Monk
     assert started == [(name, "cpu", "--xla_gpu_autotune_level=0") for name in ("v5e", "v6e", "v5p")]
 
 
-def test_rows_that_are_not_there():
-    environment = os.environ | bench_compiled.ENVIRONMENT
-    command = [sys.executable, bench_compiled.__file__, "--target", "v5e", "--only", "nothing"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert found.returncode == 2 and "--only nothing: there is no such row" in found.stderr
+def test_rows_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(bench_compiled, "missing", lambda target: None)
+    for name, value in bench_compiled.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    assert bench_compiled.main(["--target", "v5e", "--only", "nothing"]) == 2
+    assert "--only nothing: there is no such row" in capsys.readouterr().err

@@ -39,6 +39,7 @@ ENVIRONMENT = {
 PROGRAMS = ("both", "apart", "inference")
 DEFAULT = ("norms", "softmax", "losses", "linear", "affine")
 RIVALS = ("plain", "linen", "nnx", "haiku", "equinox", "optax", "composed")
+DTYPES = ("bfloat16", "float32")
 SECTIONS = (*DEFAULT, "conv", "steps")
 
 
@@ -65,10 +66,10 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--target", required=True, choices=[*TARGETS, "all"], help="the device that the programs are compiled for")
     add("--only", nargs="+", metavar="TEXT", help=f"sections ({', '.join(SECTIONS)}), or rows with this in their name")
-    add("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"], help="default: both")
+    add("--dtype", nargs="+", choices=DTYPES, help="default: both; with --quick bfloat16")
     add("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS, help="default: all")
     add("--rivals", nargs="+", choices=RIVALS, default=RIVALS, help="default: all that are installed")
-    add("--quick", action="store_true", help="one shape of each kind")
+    add("--quick", action="store_true", help="one shape and dtype of each kind, where not said otherwise")
     add("--results", type=folder, metavar="DIR", help="write compiled-TARGET.json and .png here; rows in it stay")
     add("--hlo", type=folder, metavar="DIR", help="write every optimized program's text here")
     return parser
@@ -104,7 +105,8 @@ def compile_rows(options: argparse.Namespace, target: Target) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    chosen = [row for row in rows(options.dtype, options.quick) if row.wanted(options.only or DEFAULT)]
+    dtypes = options.dtype or DTYPES[: 1 if options.quick else 2]
+    chosen = [row for row in rows(dtypes, options.quick) if row.wanted(options.only or DEFAULT)]
     if not chosen:
         print(f"--only {' '.join(options.only)}: there is no such row", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from bench_plots import legend, on_log_axis, pyplot
 from bench_tables import NAMES, Grid, digits
 
 KEYS = {"bytes": "#1f77b4", "cycles": "#e0a800"}
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
 PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "dm-haiku", "equinox", "optax")
 Rows = Sequence[Mapping[str, Any]]
 
@@ -104,22 +105,32 @@ def write(path: Path, target: str, compiler: str, command: str, rows: Rows) -> M
     return head | {"rows": list(merged.values())}
 
 
-def plot(path: Path, target: str, rows: Rows) -> None:
-    """Bytes, and a TPU's estimated cycles, over the best rival's: a panel for each kind of program."""
-    panels = {name: [r for r in rows if r["program"] == name] for name in dict.fromkeys(r["program"] for r in rows)}
-    tallest = max(len(chosen) for chosen in panels.values())
-    size = (5.2 * len(panels), 1.5 + 0.17 * tallest)
-    figure, grid = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for axes, (name, chosen) in zip(grid.flat, panels.items(), strict=True):
-        for i, (key, colour) in enumerate(KEYS.items()):
-            have = [(y, ratio) for y, row in enumerate(chosen) if (ratio := over_best(row, key))]
+def bars(axes: Any, rows: Rows) -> None:
+    """Bytes, and a TPU's estimated cycles, over the best rival's: from 1 to the ratio."""
+    for i, (key, colour) in enumerate(KEYS.items()):
+        if have := [(y, ratio) for y, row in enumerate(rows) if (ratio := over_best(row, key))]:
             at, ratios = np.array([y for y, _ in have]) - 0.2 + 0.4 * i, np.array([ratio for _, ratio in have])
             axes.barh(at, ratios - 1, 0.36, left=1, color=colour, label=key)
-        axes.set_yticks(range(len(chosen)), [f"{row['name']}, {row['dtype']}" for row in chosen], fontsize=7)
-        axes.set_ylim(len(chosen) - 0.5, -0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    on_log_axis(axes)
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axes.set_xlabel("jaxnorm's over the best rival's", fontsize=9)
+
+
+def plot(path: Path, target: str, rows: Rows) -> None:
+    """A panel for each kind of program."""
+    panels = {name: [r for r in rows if r["program"] == name] for name in dict.fromkeys(r["program"] for r in rows)}
+    size = (2.2 + 3.4 * len(panels), 1.5 + 0.17 * max(len(chosen) for chosen in panels.values()))
+    figure, grid = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    before: list[str] = []
+    for axes, (name, chosen) in zip(grid.flat, panels.items(), strict=True):
+        bars(axes, chosen)
+        labels = [f"{row['name']}, {row['dtype']}" for row in chosen]
+        axes.set_yticks(range(len(chosen)), labels if labels != before else [""] * len(labels), fontsize=7)
         axes.set_title(name, fontsize=11)
-        axes.set_xlabel("jaxnorm's over the best rival's", fontsize=9)
-        on_log_axis(axes)
+        before = labels
     legend(figure, grid.flat)
     figure.suptitle(
         f"compiled for {target}, not run: what jaxnorm's programs move (left of the line: less)", fontsize=13

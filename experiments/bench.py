@@ -187,8 +187,13 @@ def terminal(grid: Grid) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parses the command line, measures, prints the tables; returns what was measured, by section."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["compiled"]:
+        import bench_compiled
+
+        sys.exit(bench_compiled.main(given[1:]))
     parser = make_parser()
-    chosen = parser.parse_args(argv)
+    chosen = parser.parse_args(given)
     names = list(SECTIONS) if chosen.what == "all" else [chosen.what]
     plans = {name: (options := options_of(parser, chosen, name), SECTIONS[name].tasks(options)) for name in names}
     if not any(tasks for _, tables in plans.values() for tasks in tables.values()):

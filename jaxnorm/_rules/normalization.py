@@ -106,8 +106,7 @@ def forward(
     if given is None:
         found = statistics(norm, groups, x, where)
     else:
-        mean, var = given
-        found = Statistics(mean, 0.0, rsqrt_or_zero(var + norm.epsilon), None, None)
+        found = Statistics(given[0], 0.0, rsqrt_or_zero(given[1] + norm.epsilon), None, None)
 
     def output(x, pivot, shift, rstd, scale, bias, where):
         return x_hat(x, pivot, shift, rstd, where) * scale + bias  # (2)
@@ -115,10 +114,8 @@ def forward(
     return groups.each(output, x, found.pivot, found.shift, found.rstd, scale, bias, where), found
 
 
-def backward(
-    norm: Norm, groups: Groups, kept: Residuals, g: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """dx, dscale and dbias."""
+def backward(norm: Norm, groups: Groups, kept: Residuals, g: jax.Array) -> tuple[jax.Array, Any, Any]:
+    """dx, dscale and dbias; None for the gradient of an absent parameter."""
     # shift and rstd are one number for a group, so they can enter the sums of g x_hat before or after (5).
     of_group, neutral = (kept.shift, kept.rstd, kept.where), (0.0, 1.0, True)
     before, after = (of_group, neutral) if groups.early else (neutral, of_group)
@@ -130,8 +127,7 @@ def backward(
     if groups.lone and norm.use_mean and kept.n is not None:
         return jnp.zeros_like(kept.x), dscale, dbias  # a lone element is its own mean
     # x_hat s1 / (n - ddof) + s2 / n of (4) is (x - pivot) slope + level, of two numbers for each group.
-    slope: Term = 0.0
-    level: Term = 0.0
+    slope, level = 0.0, 0.0
     if kept.n is not None:
         s2 = groups.outer(jnp.multiply, over_g, kept.scale)
         s1 = from_centred(groups.outer(jnp.multiply, over_g_x, kept.scale), s2, *after)
@@ -168,8 +164,7 @@ def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statist
 
 
 def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
-    var = squares / jnp.maximum(n - norm.ddof, 1)  # (1)
-    return jnp.where(n > norm.ddof, rsqrt_or_zero(var + norm.epsilon), 0)
+    return jnp.where(n > norm.ddof, rsqrt_or_zero(squares / jnp.maximum(n - norm.ddof, 1) + norm.epsilon), 0)  # (1)
 
 
 def union(of_devices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ rounding is marked. With `--size small` the arrays have a batch of one, which sh
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -45,10 +46,13 @@ class Measured(NamedTuple):
     batched: int = 1  # how many of the arrays begin with the batch
     dtype: str = "float32"
 
+    def sized(self, size: str) -> list[Shape]:
+        """The shapes for a size of the batch."""
+        return [batch_of(shape, size) if i < self.batched else shape for i, shape in enumerate(self.shapes)]
+
     def arguments(self, size: str) -> list[jax.ShapeDtypeStruct]:
         """What the arrays are like; a cotangent is the last one."""
-        shapes = [batch_of(s, size) if i < self.batched else s for i, s in enumerate(self.shapes)]
-        arrays = [jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in shapes]
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)) for shape in self.sized(size)]
         return [*arrays, jax.eval_shape(self.function, *arrays)]
 
     def run(self, *arguments: jax.Array) -> Any:
@@ -70,16 +74,15 @@ class Choice(NamedTuple):
     measured: Measured
     looked_up: ModuleType | None = None  # where the attribute is looked up, if not in that module
 
-    @property
-    def labels(self) -> dict[str, Any]:
+    def labels(self, size: str = "medium") -> dict[str, Any]:
         """What the row is called."""
         file = self.module.__name__.removeprefix("jaxnorm._lower.").replace(".", "/") + ".py"
         kind = next(kind for kind, modules in KINDS.items() if self.module in modules)
         kind = "kernel gradients" if self.attribute == "_CORRELATE" else kind
-        m, shape = self.measured, ", ".join(map(shape_text, self.measured.shapes))
+        m, shape = self.measured, ", ".join(map(shape_text, self.measured.sized(size)))
         on = f"{m.name}, {'forward and backward' if m.part == 'both' else m.part}, {m.dtype}"
-        words = {"kind": kind, "file": file, "taken": self.taken, "instead": self.instead, "on": on, "shape": shape}
-        return {"name": f"{kind}, {file}: {self.taken} or {self.instead}; {on} {shape}", **words}
+        words = {"kind": kind, "file": file, "taken": self.taken, "instead": self.instead, "on": on}
+        return {"name": f"{kind}, {file}: {self.taken} or {self.instead}; {on} {shape}", **words, "shape": shape}
 
 
 def lowered(chosen: Choice, size: str) -> dict[str, Any]:
@@ -108,9 +111,8 @@ def sides(chosen: Choice, size: str, rivals: Sequence[str] = ()) -> Sides:
 
 def choice_cases(runs: Sequence[tuple[str, str]]) -> Iterator[Case]:
     """Every choice; each has its own dtype."""
-    for size, _ in runs:
-        for chosen in CHOICES:
-            yield Case(chosen.labels | {"size": size}, functools.partial(sides, chosen, size))
+    for (size, _), chosen in itertools.product(runs, CHOICES):
+        yield Case(chosen.labels(size), functools.partial(sides, chosen, size))
 
 
 # --- how rows are written ---------------------------------------------------------------------------------------------
@@ -118,8 +120,8 @@ def choice_cases(runs: Sequence[tuple[str, str]]) -> Iterator[Case]:
 
 def constant(module: ModuleType, name: str, value: int, *measured: Measured) -> list[Choice]:
     """Another value for a constant."""
-    texts = [f"{name} = {_power(n)}" for n in (getattr(module, name), value)]
-    return [Choice(module, name, value, *texts, m) for m in measured]
+    taken, instead = (f"{name} = {_power(n)}" for n in (getattr(module, name), value))
+    return [Choice(module, name, value, taken, instead, m) for m in measured]
 
 
 def _power(value: int) -> str:
@@ -143,14 +145,11 @@ def others(module: ModuleType, attribute: str, texts: tuple[str, str], value: An
 
 def conv(part: str, x: Shape, kernel: Shape, transposed: bool = False, **options: Any) -> Measured:
     """One product of a convolution; the groups follow from the channels."""
-    groups = 1 if transposed else x[-1] // kernel[-2]
-    words = [f"stride {options['strides']}"] if "strides" in options else []
-    if transposed:
-        function, name = functools.partial(jn.conv_transpose, **options), "conv_transpose"
-    else:
-        function, name = functools.partial(jn.conv, feature_group_count=groups, **options), "conv"
-        words += [f"groups {groups}"] if groups > 1 else []
-    return Measured(", ".join([name, *words]), function, part, (x, kernel))
+    groups = x[-1] // kernel[-2]
+    function = jn.conv_transpose if transposed else functools.partial(jn.conv, feature_group_count=groups)
+    words = {"stride": options.get("strides", 1), "groups": groups}
+    name = ", ".join(["conv_transpose" if transposed else "conv", *(f"{w} {n}" for w, n in words.items() if n > 1)])
+    return Measured(name, functools.partial(function, **options), part, (x, kernel))
 
 
 def mapped(x: Shape, kernel: Shape, axes: tuple[int | None, int | None] = (None, 0)) -> Measured:
@@ -186,11 +185,6 @@ def dense_labels(logits: Shape, part: str = "both") -> Measured:
     return Measured("softmax_cross_entropy", jn.softmax_cross_entropy, part, (logits, logits), batched=2)
 
 
-def softmax(x: Shape) -> Measured:
-    """Its forward pass."""
-    return Measured("softmax", jn.softmax, "forward", (x,))
-
-
 def linear(tokens: int, hidden: int, columns: int) -> Measured:
     """The last layer and its loss."""
 
@@ -204,8 +198,8 @@ def linear(tokens: int, hidden: int, columns: int) -> Measured:
 def dense(function: Callable[..., jax.Array], x: Shape, columns: int, dtype: str = "float32") -> Measured:
     """A dense layer behind a gelu."""
     shapes = x, (x[-1], columns), (columns,)
-    name = f"{function.__name__} of a gelu"
-    return Measured(name, lambda x, *parameters: function(jax.nn.gelu(x), *parameters), "both", shapes, dtype=dtype)
+    behind = lambda x, *parameters: function(jax.nn.gelu(x), *parameters)  # noqa: E731
+    return Measured(f"{function.__name__} of a gelu", behind, "both", shapes, dtype=dtype)
 
 
 # --- what could be otherwise ------------------------------------------------------------------------------------------
@@ -251,9 +245,9 @@ KERNELS = (8, 32, 32, 64), (4, 3, 3, 64, 64)
 LAYER, BATCH, GROUP, INSTANCE = (4096, 1024), (64, 32, 32, 64), (16, 28, 28, 320), (16, 56, 56, 84)
 FEW_CLASSES, CLASSES = (400000, 10), (4096, 1000)
 INTEGER, SVM = jn.softmax_cross_entropy_with_integer_labels, jn.multiclass_svm_loss
+SOFTMAX = [Measured("softmax", jn.softmax, "forward", (x,)) for x in (CLASSES, FEW_CLASSES)]
 TOKENS = 2048, 64, 32003
 IN_TURN = "one after the other"
-
 CHOICES: list[Choice] = [
     # formulations of y and dx, and their thresholds
     *formulation("by_shifts", conv("forward", *DEPTHWISE), conv("forward", *NARROW_GROUPS)),
@@ -319,7 +313,7 @@ CHOICES: list[Choice] = [
         dense_labels(CLASSES, "forward"),
     ),
     *others(rows, "Rows.per_row", ("per_row outlined", "inlined"), staticmethod(inlined), dense_labels(CLASSES)),
-    *others(rows, "OnePass.total", ("OnePass", "Rows"), rows.Rows.total, softmax(CLASSES), softmax(FEW_CLASSES)),
+    *others(rows, "OnePass.total", ("OnePass", "Rows"), rows.Rows.total, *SOFTMAX),
     *constant(rows, "BLOCK_ELEMENTS", 1 << 18, linear(*TOKENS)),
     *constant(rows, "BLOCK_ELEMENTS", 1 << 24, linear(*TOKENS)),
     *constant(rows, "MIN_COLUMNS", 32, linear(32768, 32, 1003)),

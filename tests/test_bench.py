@@ -171,14 +171,14 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize("kind", bench_choices.KINDS)
 def test_a_choice_of_each_kind_is_measured(kind: str):
-    chosen = next(chosen for chosen in bench_choices.CHOICES if chosen.labels["kind"] == kind)
-    row = chosen.labels | bench_method.measure(bench_choices.sides(chosen, "small"), 0.0, rounds=1)
+    chosen = next(chosen for chosen in bench_choices.CHOICES if chosen.labels()["kind"] == kind)
+    row = chosen.labels("small") | bench_method.measure(bench_choices.sides(chosen, "small"), 0.0, rounds=1)
     assert row["ratio"]["instead"][1] > 0 and not row["differs"]
     (grid,) = bench_tables.choices([row]).values()
     assert grid.rows[0][:5] == [row[name] for name in ("file", "taken", "instead", "on", "shape")]
 
 
-@pytest.mark.parametrize("chosen", bench_choices.CHOICES, ids=lambda chosen: chosen.labels["name"])
+@pytest.mark.parametrize("chosen", bench_choices.CHOICES, ids=lambda chosen: chosen.labels()["name"])
 def test_every_choice_matters_where_it_is_measured(chosen: bench_choices.Choice, monkeypatch: pytest.MonkeyPatch):
     called = []
     module = kernel_gradient if chosen.attribute == "_CORRELATE" else forward

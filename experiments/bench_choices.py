@@ -242,7 +242,8 @@ POINTWISE = (IMAGES, (1, 1, 64, 128)), ((8, 14, 14, 256), (1, 1, 256, 256))
 PATCHES = ((4, 224, 224, 3), (16, 16, 3, 192), 16), ((8, 56, 56, 24), (4, 4, 24, 48), 4)
 TRANSPOSED = ((8, 16, 16, 32), (4, 4, 32, 32)), ((2, 4, 8, 8, 32), (3, 3, 3, 32, 16))
 KERNELS = (8, 32, 32, 64), (4, 3, 3, 64, 64)
-LAYER, BATCH, GROUP, INSTANCE = (4096, 1024), (64, 32, 32, 64), (16, 28, 28, 320), (16, 56, 56, 84)
+LAYER, BATCH = norm("layer", (4096, 1024)), norm("batch", (64, 32, 32, 64))
+GROUP, INSTANCE = norm("group", (16, 28, 28, 320)), norm("instance", (16, 56, 56, 84))
 FEW_CLASSES, CLASSES = (400000, 10), (4096, 1000)
 INTEGER, SVM = jn.softmax_cross_entropy_with_integer_labels, jn.multiclass_svm_loss
 SOFTMAX = [Measured("softmax", jn.softmax, "forward", (x,)) for x in (CLASSES, FEW_CLASSES)]
@@ -318,22 +319,16 @@ CHOICES: list[Choice] = [
     *constant(rows, "BLOCK_ELEMENTS", 1 << 24, linear(*TOKENS)),
     *constant(rows, "MIN_COLUMNS", 32, linear(32768, 32, 1003)),
     # groups of a norm
-    *others(
-        groups, "Cpu", ("Cpu", "Plain"), Plain,
-        norm("layer", LAYER), norm("batch", BATCH), norm("group", GROUP), norm("instance", INSTANCE),
-    ),
+    *others(groups, "Cpu", ("Cpu", "Plain"), Plain, LAYER, BATCH, GROUP, INSTANCE),
     *others(
         cpu, "Cpu.at_once", ("at_once", "two passes"), Plain.at_once,
-        norm("layer", LAYER, "forward"), norm("instance", (64, 14, 14, 84), "forward"),
+        LAYER._replace(part="forward"), norm("instance", (64, 14, 14, 84), "forward"),
     ),
     *constant(cpu, "SPAN", NEVER, norm("instance", (16, 64, 64, 96), "forward")),
-    *constant(cpu, "SAMPLE", 1, norm("layer", LAYER), norm("batch", BATCH)),
+    *constant(cpu, "SAMPLE", 1, LAYER, BATCH),
     *constant(cpu, "BLOCK", NEVER, norm("instance", (32, 32, 32, 128))),
-    *others(cpu, "outlined", ("sums outlined", "inlined"), inlined, norm("layer", LAYER), norm("batch", BATCH)),
-    *others(
-        cpu, "Cpu._ready", ("statistics materialized", "in the pass"), Plain._ready,
-        norm("group", GROUP), norm("batch", BATCH),
-    ),
+    *others(cpu, "outlined", ("sums outlined", "inlined"), inlined, LAYER, BATCH),
+    *others(cpu, "Cpu._ready", ("statistics materialized", "in the pass"), Plain._ready, GROUP, BATCH),
     # products and what follows them
     *(
         Choice(products, "sum_over_rows", over_axes, "sum_over_rows of matrices", "over several axes", m, jaxnorm.dense)

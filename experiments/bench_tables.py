@@ -181,20 +181,25 @@ def quartile_text(values: Sequence[float]) -> str:
     return f"{median} ({first} to {third})"
 
 
+def choice_cells(row: Mapping[str, Any]) -> list[str]:
+    """What is taken and what could be, their times and temporary memory."""
+    words = [*(row[name] for name in ("file", "taken", "instead")), f"{row['on']}: {row['shape']}"]
+    times = [quartile_text(row["ms"][side]) for side in ("jaxnorm", "instead")]
+    ratio = quartile_text(row["ratio"]["instead"])
+    if "instead" in row["differs"]:
+        ratio += f" (differs by {row['differs']['instead']})"
+    return [*words, *times, ratio, ", ".join(digits(row["temporary_mb"][side]) for side in ("jaxnorm", "instead"))]
+
+
 def choices(rows: Rows) -> dict[str, Grid]:
     """A table for each kind of choice."""
-    columns = ["file", "taken", "instead", "measured on", "shape", "taken, ms", "instead, ms", "instead ÷ taken"]
+    columns = ["file", "taken", "instead", "measured on", "taken, ms", "instead, ms", "instead ÷ taken"]
+    columns.append("temporary MB: taken, instead")
     found = {}
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        cells = []
-        for row in (row for row in rows if row["kind"] == kind):
-            words = [row[name] for name in ("file", "taken", "instead", "on", "shape")]
-            times = [quartile_text(row["ms"][side]) for side in ("jaxnorm", "instead")]
-            marked = f" (differs by {row['differs']['instead']})" if "instead" in row["differs"] else ""
-            cells.append([*words, *times, quartile_text(row["ratio"]["instead"]) + marked])
-        found[f"choices-{kind.replace(' ', '-')}"] = Grid(
-            f"choices, {kind}: medians (and quartiles)", columns, cells, 5
-        )
+        cells = [choice_cells(row) for row in rows if row["kind"] == kind]
+        title = f"choices, {kind}: medians (and quartiles)"
+        found[f"choices-{kind.replace(' ', '-')}"] = Grid(title, columns, cells, 4)
     return found
 
 

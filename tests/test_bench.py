@@ -175,7 +175,8 @@ def test_a_choice_of_each_kind_is_measured(kind: str):
     row = chosen.labels("small") | bench_method.measure(bench_choices.sides(chosen, "small"), 0.0, rounds=1)
     assert row["ratio"]["instead"][1] > 0 and not row["differs"]
     (grid,) = bench_tables.choices([row]).values()
-    assert grid.rows[0][:5] == [row[name] for name in ("file", "taken", "instead", "on", "shape")]
+    assert grid.rows[0][:3] == [row[name] for name in ("file", "taken", "instead")]
+    assert len(grid.rows[0]) == len(grid.columns)
 
 
 @pytest.mark.parametrize("chosen", bench_choices.CHOICES, ids=lambda chosen: chosen.labels()["name"])

@@ -176,6 +176,34 @@ def training(rows: Rows) -> Grid:
     return Grid("train: loss, gradients and Adam", columns, cells, 2)
 
 
+def quartile_text(values: Sequence[float]) -> str:
+    """The median, and the quartiles around it."""
+    first, median, third = map(digits, values)
+    return f"{median} ({first} to {third})"
+
+
+def choice_cells(row: Mapping[str, Any]) -> list[str]:
+    """What is taken and what could be, their times and temporary memory."""
+    words = [*(row[name] for name in ("file", "taken", "instead")), f"{row['on']}: {row['shape']}"]
+    times = [quartile_text(row["ms"][side]) for side in ("jaxnorm", "instead")]
+    ratio = quartile_text(row["ratio"]["instead"])
+    if "instead" in row["differs"]:
+        ratio += f" (differs by {row['differs']['instead']})"
+    return [*words, *times, ratio, ", ".join(digits(row["temporary_mb"][side]) for side in ("jaxnorm", "instead"))]
+
+
+def choices(rows: Rows) -> dict[str, Grid]:
+    """A table for each kind of choice."""
+    columns = ["file", "taken", "instead", "measured on", "taken, ms", "instead, ms", "instead ÷ taken"]
+    columns.append("temporary MB: taken, instead")
+    found = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = [choice_cells(row) for row in rows if row["kind"] == kind]
+        title = f"choices, {kind}: medians (and quartiles)"
+        found[f"choices-{kind.replace(' ', '-')}"] = Grid(title, columns, cells, 4)
+    return found
+
+
 MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "norms": lambda rows: modes("norms", "norm", rows),
     "losses": lambda rows: modes("losses", "loss", rows),
@@ -184,6 +212,7 @@ MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "memory": lambda rows: {"memory": memory_models(rows)},
     "kept": lambda rows: {"kept": memory_kept(rows)},
     "train": lambda rows: {"train": training(rows)},
+    "choices": choices,
 }
 
 
@@ -230,7 +259,9 @@ def machine_text(machine: Mapping[str, Any]) -> str:
     used = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     device = "" if machine["backend"] == "cpu" else f"{machine['device']}; "
     allocator = "allocator told to keep its memory" if machine["environment"].get("MALLOC_TRIM_THRESHOLD_") else ""
-    parts = (f"{device}{machine['processor']}", f"{machine['cores']} cores", allocator, used)
+    loads = machine.get("load_average")  # the earliest results do not say
+    load = "load average {} before and {} after the run".format(*loads) if loads else ""
+    parts = (f"{device}{machine['processor']}", f"{machine['cores']} cores", load, allocator, used)
     return "; ".join(part for part in parts if part)
 
 

@@ -129,7 +129,7 @@ def figure(path: Path, alt: str, caption: str) -> nodes.figure:
 class Recorded(SphinxDirective):
     """`{recorded}` shows every table and plot of experiments/results, or says that there is none.
 
-    With an argument it shows the file of that name, without its suffix. `:except: NAME` leaves one out.
+    With an argument it shows the files of that name, without its suffix. `:except: NAME ...` leaves some out.
     """
 
     optional_arguments = 1
@@ -141,7 +141,7 @@ class Recorded(SphinxDirective):
         found = sorted(RESULTS.glob("*.json")) + sorted(RESULTS.glob("*.png"))
         if self.arguments:
             found = [path for path in found if path.stem == self.arguments[0]]
-        found = [path for path in found if path.stem != self.options.get("except")]
+        found = [path for path in found if path.stem not in self.options.get("except", "").split()]
         if not found:
             text = "No recorded results: this copy has no such files in experiments/results."
             return [nodes.paragraph("", text)]
@@ -162,9 +162,14 @@ def tables(results: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str
     """What one file of results was measured with, and its tables (title, columns, rows): the benchmark's own."""
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
+        from bench_compiled_report import grid as compiled_grid
         from bench_tables import grids, machine_text
     finally:
         sys.path.remove(str(ROOT / "experiments"))
+    if "target" in results:
+        compiled = compiled_grid(results["target"], results["rows"])
+        used = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        return [f"Compiled, not run: {results['date']}; {used}"], [(compiled.title, compiled.columns, compiled.rows)]
     machines = dict.fromkeys(machine_text(recorded["machine"]) for recorded in results.values())
     return list(machines), [(grid.title, grid.columns, grid.rows) for grid in grids(results).values()]
 

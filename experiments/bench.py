@@ -6,7 +6,8 @@
 Norms and losses run both passes; convolutions each of their three products, and in loops; `memory` compares what is
 kept for the backward pass and what compiled training steps allocate; `train` times whole training steps of small
 networks in flax's own layers against these functions. `bench_method.py` says how it is measured. A rival whose result
-differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer.
+differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer. `choices`, which is no part of
+`all`, takes no rival: it times what the library does on a CPU against what it could do (`bench_choices.py`).
 
 Accelerators take the same path: the achieved GB/s and GFLOP/s of each row are recorded beside the machine's own, that
 of a copy and a float32 matrix product. This has been run on CPUs only.
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 
 import jax
 from bench_cases import Case, loss_cases, norm_cases
+from bench_choices import choice_cases
 from bench_convolutions import conv_cases, loop_cases
-from bench_method import ALLOCATOR, machine, measure, torch
+from bench_method import ALLOCATOR, load_average, machine, measure, torch
 from bench_rivals import LOSSES, NORMS, linen
 from bench_tables import Grid, grids, machine_text
 from rich.console import Console
@@ -115,7 +117,11 @@ SECTIONS = {
     ),
     "memory": Section(SIZES[1:2], DTYPES, tuple({**NORMS, **LOSSES}), memory_tasks),
     "train": Section(SIZES[1:2], DTYPES[:1], ("linen",) if linen else (), train_tasks, ("MobileNet", "transformer")),
+    "choices": Section(
+        SIZES[1:2], DTYPES[:1], (), lambda o: {"choices": timed(choice_cases(o.runs), o)}, ("by_", "Cpu or", "FEW =")
+    ),
 }
+ALL = [name for name in SECTIONS if name != "choices"]  # `all` compares with rivals
 
 
 def existing_folder(text: str) -> Path:
@@ -136,7 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     defaults = "; ".join(f"{name}: {', '.join(s.sizes)} in {', '.join(s.dtypes)}" for name, s in SECTIONS.items())
-    defaults += "; large in bfloat16 only where asked for"
+    defaults += "; large in bfloat16 only where asked for; choices have dtypes of their own"
     add("what", choices=[*SECTIONS, "all"])
     add("--size", nargs="+", choices=SIZES, help=f"sizes of the arrays (batches of networks); defaults: {defaults}")
     add("--dtype", nargs="+", choices=DTYPES, help="dtypes; see --size for the defaults")
@@ -157,8 +163,12 @@ def options_of(parser: argparse.ArgumentParser, chosen: argparse.Namespace, name
     if name in ("memory", "train") and linen is None:
         parser.error(f'{name}: networks are compared with flax\'s; pip install -e ".[bench]"')
     rivals = [r for r in section.rivals if r in (chosen.rivals or RIVALS)]
-    if not rivals or (name in ("memory", "train") and "linen" not in rivals):
-        parser.error(f"--rivals {' '.join(chosen.rivals)}: {name} is measured against {', '.join(section.rivals)}")
+    expected = section.rivals or chosen.rivals
+    if (expected and not rivals) or (name in ("memory", "train") and "linen" not in rivals):
+        against = ", ".join(section.rivals) or "itself"
+        parser.error(f"--rivals {' '.join(chosen.rivals)}: {name} is measured against {against}")
+    if chosen.plot and name == "choices":
+        parser.error("--plot: choices has no picture")
     sizes = chosen.size or (("small",) if chosen.quick else section.sizes)
     dtypes = chosen.dtype or (("float32",) if chosen.quick else section.dtypes)
     every = [(size, dtype) for dtype in dtypes for size in sizes]
@@ -194,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         sys.exit(bench_compiled.main(given[1:]))
     parser = make_parser()
     chosen = parser.parse_args(given)
-    names = list(SECTIONS) if chosen.what == "all" else [chosen.what]
+    names = ALL if chosen.what == "all" else [chosen.what]
     plans = {name: (options := options_of(parser, chosen, name), SECTIONS[name].tasks(options)) for name in names}
     if not any(tasks for _, tables in plans.values() for tasks in tables.values()):
         parser.error(f"--only {' '.join(chosen.only or ())}: {chosen.what} has no such row")
@@ -202,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console = Console(width=160)
     columns = TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     for name, (_, tables) in plans.items():
+        before = load_average()
         rows: dict[str, list[dict[str, Any]]] = {table: [] for table in tables}
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task(name, total=sum(len(tasks) for tasks in tables.values()))
@@ -211,15 +222,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     rows[table] += task()
                     progress.advance(bar)
                 jax.clear_caches()
-        found[name] = {"machine": machine(), "command": command_of(name, chosen), "rows": rows}
+        measured = machine() | {"load_average": [before, load_average()]}
+        found[name] = {"machine": measured, "command": command_of(name, chosen), "rows": rows}
         for grid in grids({name: found[name]}).values():
             console.print(terminal(grid))
-        measured = found[name]["machine"]
         rates = "matrix product {matrix_gflop_s:.0f} GFLOP/s, copy {copy_gb_s:.0f} GB/s".format(**measured)
         console.print(f"{machine_text(measured)}; {rates}")
         if chosen.json:  # after each section: a long run that is cut short has kept the earlier ones
-            before = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
-            chosen.json.write_text(json.dumps(before | {name: found[name]}, indent=1) + "\n")
+            earlier = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+            chosen.json.write_text(json.dumps(earlier | {name: found[name]}, indent=1) + "\n")
         if chosen.plot:
             from bench_plots import plot
 

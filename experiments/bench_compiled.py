@@ -62,7 +62,7 @@ TARGETS = {
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench.py compiled", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="bench.py compiled", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--target", required=True, choices=[*TARGETS, "all"], help="the device that the programs are compiled for")
     add("--only", nargs="+", metavar="TEXT", help=f"sections ({', '.join(SECTIONS)}), or rows with this in their name")
@@ -113,16 +113,17 @@ def compile_rows(options: argparse.Namespace, target: Target) -> int:
     compiler = programs.Compiler(programs.device(target.platform, target.topology), options.hlo)
     command = f"python experiments/bench.py compiled {shlex.join(options.words)}"
     path = options.results and options.results / f"compiled-{options.target}.json"
-    found = []
+    found: list[dict] = []
     for row in track(chosen, options.target, console=Console(stderr=True), transient=True):
         found += programs.measure(compiler, row, options.rivals, options.programs)
         if path:  # after each row: a long run that is cut short has kept the earlier ones
-            written = report.write(path, options.target, target.package, command, found)
+            report.write(path, options.target, target.package, command, found)
     console = Console(width=200)
     console.print(terminal(report.grid(options.target, found)))
     for line in [*report.failures(found), report.versions_text(target.package)]:
         console.print(line)
     if path:
+        written = report.write(path, options.target, target.package, command, found)
         report.plot(path.with_suffix(".png"), options.target, written["rows"])
     return 0
 

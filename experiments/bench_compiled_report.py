@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from bench_plots import legend, on_log_axis, pyplot
-from bench_tables import NAMES, Grid, digits
+from bench_tables import NAMES, Grid, best, digits, over_best
 
 KEYS = {"bytes": "#1f77b4", "cycles": "#e0a800"}
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10, 20)
@@ -31,18 +31,6 @@ def versions(compiler: str) -> dict[str, str]:
 def versions_text(compiler: str) -> str:
     """The same in a line."""
     return "; ".join(f"{name} {number}" for name, number in versions(compiler).items())
-
-
-def best(row: Mapping[str, Any], key: str) -> tuple[str, float] | None:
-    """The rival with the least, and what it has."""
-    rivals = [(name, numbers[key]) for name, numbers in row["sides"].items() if name != "jaxnorm" and key in numbers]
-    return min(rivals, key=lambda pair: pair[1], default=None)
-
-
-def over_best(row: Mapping[str, Any], key: str) -> float | None:
-    """How many times the best rival's number this library's is."""
-    ours, theirs = row["sides"].get("jaxnorm"), best(row, key)
-    return ours[key] / theirs[1] if ours and theirs and theirs[1] else None
 
 
 def _text(value: float | None, unit: float = 1.0) -> str:

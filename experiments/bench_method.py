@@ -227,6 +227,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def load_average() -> float | None:
+    """Of the last minute, this process included: how many processes waited for a core or had one."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on: versions, processor, threads, allocator."""
     return {

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "cpu.json"
+COMPILED = sorted(RESULTS.parent.glob("compiled-*.json"), reverse=True)
 NAMES = {
     "jaxnorm": "jaxnorm",
     "plain": "plain JAX",
@@ -175,6 +176,34 @@ def training(rows: Rows) -> Grid:
     return Grid("train: loss, gradients and Adam", columns, cells, 2)
 
 
+def quartile_text(values: Sequence[float]) -> str:
+    """The median, and the quartiles around it."""
+    first, median, third = map(digits, values)
+    return f"{median} ({first} to {third})"
+
+
+def choice_cells(row: Mapping[str, Any]) -> list[str]:
+    """What is taken and what could be, their times and temporary memory."""
+    words = [*(row[name] for name in ("file", "taken", "instead")), f"{row['on']}: {row['shape']}"]
+    times = [quartile_text(row["ms"][side]) for side in ("jaxnorm", "instead")]
+    ratio = quartile_text(row["ratio"]["instead"])
+    if "instead" in row["differs"]:
+        ratio += f" (differs by {row['differs']['instead']})"
+    return [*words, *times, ratio, ", ".join(digits(row["temporary_mb"][side]) for side in ("jaxnorm", "instead"))]
+
+
+def choices(rows: Rows) -> dict[str, Grid]:
+    """A table for each kind of choice."""
+    columns = ["file", "taken", "instead", "measured on", "taken, ms", "instead, ms", "instead ÷ taken"]
+    columns.append("temporary MB: taken, instead")
+    found = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        cells = [choice_cells(row) for row in rows if row["kind"] == kind]
+        title = f"choices, {kind}: medians (and quartiles)"
+        found[f"choices-{kind.replace(' ', '-')}"] = Grid(title, columns, cells, 4)
+    return found
+
+
 MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "norms": lambda rows: modes("norms", "norm", rows),
     "losses": lambda rows: modes("losses", "loss", rows),
@@ -183,7 +212,46 @@ MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "memory": lambda rows: {"memory": memory_models(rows)},
     "kept": lambda rows: {"kept": memory_kept(rows)},
     "train": lambda rows: {"train": training(rows)},
+    "choices": choices,
 }
+
+
+def best(row: Mapping[str, Any], key: str) -> tuple[str, float] | None:
+    """The rival with the least, and what it has."""
+    rivals = [(name, numbers[key]) for name, numbers in row["sides"].items() if name != "jaxnorm" and key in numbers]
+    return min(rivals, key=lambda pair: pair[1], default=None)
+
+
+def over_best(row: Mapping[str, Any], key: str) -> float | None:
+    """How many times the best rival's number this library's is."""
+    ours, theirs = row["sides"].get("jaxnorm"), best(row, key)
+    return ours[key] / theirs[1] if ours and theirs and theirs[1] else None
+
+
+def compiled_summary(recorded: Sequence[Mapping[str, Any]]) -> Grid:
+    """Programs compiled for devices that were not there, over the best rival's: geometric means of the rows."""
+    programs = {"both": "forward and backward", "inference": "inference"}
+    columns, kept = ["function"], list[tuple[Rows, str, str]]()
+    for found in recorded:
+        key = "cycles" if any(n["cycles"] for row in found["rows"] for n in row["sides"].values()) else "bytes"
+        for program, text in programs.items():
+            columns.append(f"{found['target']}, {text}: {'estimated cycles' if key == 'cycles' else 'bytes moved'}")
+            kept.append((found["rows"], program, key))
+    names = dict.fromkeys(_function_of(row) for found in recorded for row in found["rows"])
+    cells = []
+    for name in names:
+        line = [name]
+        for rows, program, key in kept:
+            chosen = [row for row in rows if _function_of(row) == name and row["program"] == program]
+            ratios = [ratio for row in chosen if (ratio := over_best(row, key))]
+            line.append(digits(statistics.geometric_mean(ratios)) if ratios else "–")
+        cells.append(line)
+    return Grid("compiled, not run: jaxnorm's programs over the best rival's", columns, cells)
+
+
+def _function_of(row: Mapping[str, Any]) -> str:
+    """A row's name without its shape."""
+    return str(row["name"]).rpartition(" ")[0] if row["section"] != "steps" else str(row["name"])
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
@@ -191,7 +259,9 @@ def machine_text(machine: Mapping[str, Any]) -> str:
     used = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     device = "" if machine["backend"] == "cpu" else f"{machine['device']}; "
     allocator = "allocator told to keep its memory" if machine["environment"].get("MALLOC_TRIM_THRESHOLD_") else ""
-    parts = (f"{device}{machine['processor']}", f"{machine['cores']} cores", allocator, used)
+    loads = machine.get("load_average")  # the earliest results do not say
+    load = "load average {} before and {} after the run".format(*loads) if loads else ""
+    parts = (f"{device}{machine['processor']}", f"{machine['cores']} cores", load, allocator, used)
     return "; ".join(part for part in parts if part)
 
 
@@ -208,7 +278,9 @@ def grids(results: Mapping[str, Any]) -> dict[str, Grid]:
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Markdown of every table, by name; `machine` is a line on the machine of each section that was recorded."""
     lines = dict.fromkeys(machine_text(recorded["machine"]) for recorded in results.values())
-    return {name: markdown(grid) for name, grid in grids(results).items()} | {"machine": "\n\n".join(lines)}
+    found = {name: markdown(grid) for name, grid in grids(results).items()} | {"machine": "\n\n".join(lines)}
+    compiled = [json.loads(path.read_text(encoding="utf-8")) for path in COMPILED]
+    return found | ({"compiled": markdown(compiled_summary(compiled))} if compiled else {})
 
 
 def rendered(text: str, found: Mapping[str, str]) -> str:

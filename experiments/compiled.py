@@ -198,7 +198,7 @@ class Program:
 
 def main() -> None:
     """Lists the kernels of a program's text."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("file", type=Path, help="the text that `compiled.as_text()` gave")
     program = Program(parser.parse_args().file.read_text())
     line = "{:>10} {:>10} {:>6} {:>12}  {}"

@@ -129,7 +129,7 @@ class Computation:
 def computations_of(text: str) -> tuple[dict[str, Computation], str]:
     """A program's computations by name, and which of them is its entry."""
     found: dict[str, Computation] = {}
-    entry = ""
+    computation, entry = Computation(), ""
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             computation = found[head[2]] = Computation()

@@ -222,7 +222,8 @@ def _convolution_fwd(
     options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, Residuals]:
     geometry, layout = options.geometry, options.layout
-    y = convolve(geometry, x, layout.canonical_kernel(kernel), layout.x, layout.y)  # (1), as long as (2) says
+    # (1), as long as (2) says
+    y = convolve(geometry, x, layout.canonical_kernel(kernel), layout.x, layout.y, options.output_dtype)
     if bias is not None:
         y = y + lax.broadcast_in_dim(cast(bias, y.dtype), y.shape, layout.y[-1:])  # (1), its b
     return cast(y, options.output_dtype), Residuals(x, kernel, bias)
@@ -233,8 +234,8 @@ def _convolution_bwd(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     geometry, layout = options.geometry, options.layout
     exchanged = transposed_kernel(layout.canonical_kernel(residuals.kernel), geometry.groups)  # w[K - 1 - k, c, o]
-    dx = convolve(geometry.transposed, g, exchanged, layout.y, layout.x)  # (3), padded by (5)
-    dkernel = correlate(geometry, residuals.x, g, layout.x, layout.y)  # (4), padded by (5)
+    dx = convolve(geometry.transposed, g, exchanged, layout.y, layout.x, residuals.x.dtype)  # (3), padded by (5)
+    dkernel = correlate(geometry, residuals.x, g, layout.x, layout.y, residuals.kernel.dtype)  # (4), padded by (5)
     dbias = None
     if residuals.bias is not None:
         dbias = cotangent_for(residuals.bias, jnp.sum(cast(g, geometry.dtype), axis=layout.y[:-1]))  # (4), its db

@@ -6,12 +6,16 @@ from typing import Any
 
 import bench
 import bench_cases
+import bench_choices
 import bench_convolutions
 import bench_method
 import bench_rivals
+import bench_tables
 import jax
 import jax.numpy as jnp
 import pytest
+
+from jaxnorm._lower.convolution import forward, kernel_gradient
 
 SHAPES = {"layer": (6, 8), "rms": (6, 8), "batch": (3, 4, 2, 8), "instance": (3, 4, 2, 8), "group": (3, 4, 2, 8)}
 JAX_RIVALS = tuple(bench_rivals.NORMS)
@@ -163,3 +167,24 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", bench_choices.KINDS)
+def test_a_choice_of_each_kind_is_measured(kind: str):
+    chosen = next(chosen for chosen in bench_choices.CHOICES if chosen.labels()["kind"] == kind)
+    row = chosen.labels("small") | bench_method.measure(bench_choices.sides(chosen, "small"), 0.0, rounds=1)
+    assert row["ratio"]["instead"][1] > 0 and not row["differs"]
+    (grid,) = bench_tables.choices([row]).values()
+    assert grid.rows[0][:3] == [row[name] for name in ("file", "taken", "instead")]
+    assert len(grid.rows[0]) == len(grid.columns)
+
+
+@pytest.mark.parametrize("chosen", bench_choices.CHOICES, ids=lambda chosen: chosen.labels()["name"])
+def test_every_choice_matters_where_it_is_measured(chosen: bench_choices.Choice, monkeypatch: pytest.MonkeyPatch):
+    called = []
+    module = kernel_gradient if chosen.attribute == "_CORRELATE" else forward
+    if original := getattr(module, chosen.taken, None):  # a formulation: the choice must take it
+        monkeypatch.setattr(module, chosen.taken, lambda *arguments: (called.append(1), original(*arguments))[1])
+    programs = bench_choices.lowered(chosen, "medium")
+    assert programs["jaxnorm"].as_text() != programs["instead"].as_text()
+    assert called or original is None

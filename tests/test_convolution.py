@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax import lax
+from jax import export, lax
 from support import assert_close, normal, value_and_vjp
 
 import jaxnorm as jn
@@ -469,3 +470,18 @@ def test_axes_in_another_order_are_told(x, kernel, options, read, suggested):
     else:
         assert message.endswith(f"with dimension_numbers={suggested} they would fit")
         function(np.ones(x), np.ones(kernel), **options | {"dimension_numbers": suggested})
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_16_bit_convolutions_write_16_bits_on_accelerators(platform, groups):
+    """A result in float32 would be twice as much to write before it is rounded."""
+    x, kernel, bias = (normal(*s, dtype=jnp.bfloat16) for s in ((2, 6, 6, 8), (3, 3, 8 // groups, 8), (8,)))
+
+    def loss(x, kernel, bias):
+        return jnp.sum(jn.conv(x, kernel, bias, strides=2, feature_group_count=groups))
+
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
+    module = export.export(gradient, platforms=[platform])(x, kernel, bias).mlir_module()
+    results = re.findall(r"stablehlo\.convolution.*-> tensor<[\dx]*(\w+)>", module)
+    assert results == ["bf16"] * 2  # the value of a sum that is linear in it is not needed

@@ -63,6 +63,7 @@ FORWARD = [
     (forward.by_groups, lambda geometry: True, True),
 ]
 KERNEL_GRADIENT = [
+    (kernel_gradient.by_batch_groups, lambda geometry: True, False),
     (kernel_gradient.by_product, pointwise, False),
     (kernel_gradient.by_patches, in_patches, False),
     (kernel_gradient.by_exchange, lambda geometry: True, True),

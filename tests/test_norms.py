@@ -262,6 +262,6 @@ def test_errors_name_the_argument(call, error, message):
 @pytest.mark.usefixtures("quick_compilation")
 @over([case for case in CASES if "norm" in case.name])
 def test_every_case_with_other_platforms_sums(case, groups_of):
-    checks = ["precision", "second order", *(["transforms"] if case in CHOSEN else [])]
+    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN else [])]
     with groups.forced(groups_of):
         check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()

@@ -2,7 +2,7 @@
 
     {source} normalization.py::_normalize_bwd     lines of the library; `literalinclude` with shorter arguments
     {run} experiments/train_digits.py ...     what a program prints and draws, run when the pages are built
-    {recorded}                                    the tables and plots of experiments/results
+    {recorded}                                    the tables and plots of experiments/results, or one file's
 
 A quoted line that has gone, or a program that fails, is a warning, and so fails a build with -W.
 """
@@ -127,14 +127,23 @@ def figure(path: Path, alt: str, caption: str) -> nodes.figure:
 
 
 class Recorded(SphinxDirective):
-    """`{recorded}` shows every table and plot of experiments/results, or says that there is none."""
+    """`{recorded}` shows every table and plot of experiments/results, or says that there is none.
+
+    With an argument it shows the file of that name, without its suffix. `:except: NAME` leaves one out.
+    """
+
+    optional_arguments = 1
+    option_spec = {"except": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
         """One section for each file's results."""
         self.env.note_reread()  # new files are not dependencies of the page yet
         found = sorted(RESULTS.glob("*.json")) + sorted(RESULTS.glob("*.png"))
+        if self.arguments:
+            found = [path for path in found if path.stem == self.arguments[0]]
+        found = [path for path in found if path.stem != self.options.get("except")]
         if not found:
-            text = "No recorded results: this copy has no files in experiments/results."
+            text = "No recorded results: this copy has no such files in experiments/results."
             return [nodes.paragraph("", text)]
         result: list[nodes.Node] = []
         for path in found:

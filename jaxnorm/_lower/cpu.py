@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._cotangents import cast, reshape, sum_to_shape
+from jaxnorm._cotangents import cast, reshape
 from jaxnorm._lower.calls import outlined
-from jaxnorm._lower.plain import Elementwise, Layout, Plain, Term, Terms, itself
+from jaxnorm._lower.plain import Elementwise, Layout, Plain, Term
 
 BLOCK = 1 << 15  # entries that lead to one sum: as many float32 fit into a core's cache
 SAMPLE = 16  # one entry in so many is enough for a pivot, and more cost a cache nothing
@@ -29,6 +29,8 @@ class Cpu(Plain):
     def __init__(self, layout: Layout, x_dtype: Any, dtype: Any, backward: bool = False):
         super().__init__(layout.merged, x_dtype, dtype, backward)
         self.unmerged = layout
+        # Without shared axes the terms of the inner sums are materialized, so that the sums over them are plain ones.
+        self.early = not self.layout.shared_axes
         self._materialized: dict[int, tuple[Term, jax.Array]] = {}  # by the id of a statistic: it, and its columns
 
     def at_once(self, of: Elementwise, epsilon: float, x: jax.Array, scale: Any, bias: Any) -> jax.Array | None:
@@ -71,27 +73,22 @@ class Cpu(Plain):
             lambda *terms: jnp.sum(of(*map(self._wide, terms)), axis=axes, keepdims=True), *self._ready(terms)
         )
 
-    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> Any:
+    def inner(self, of: Elementwise, *terms: Term) -> Any:
         if self.layout.shared_axes:
-            return then(self._over_shared(of, *terms), *map(self._wide, others))
-        if then is itself and len(terms) == 1:  # nothing to do: the array is read where it is summed
+            return self._over_shared(of, *terms)
+        if len(terms) == 1:  # nothing to do: the array is read where it is summed
             return terms[0]
-
-        def inner(*terms_and_others: Term) -> jax.Array:
-            wide = [*map(self._wide, terms_and_others)]
-            return then(of(*wide[: len(terms)]), *wide[len(terms) :])
-
-        return _outlined(inner, *self._ready((*terms, *others)))
+        return _outlined(lambda *terms: of(*map(self._wide, terms)), *self._ready(terms))
 
     def outer(self, of: Elementwise, *terms: Term) -> jax.Array:
         outer = functools.partial(super().outer, of)
         return outer(*terms) if self.layout.shared_axes else _outlined(outer, *terms)
 
-    def like(self, parameter: Term, value: jax.Array) -> jax.Array | None:
+    def like(self, parameter: Term, of: Elementwise, *terms: Term) -> jax.Array | None:
+        like = functools.partial(super().like, parameter, of)
         if self.layout.shared_axes or not isinstance(parameter, jax.Array):
-            return super().like(parameter, value)
-        shape = parameter.shape
-        return outlined(lambda value: sum_to_shape(self._wide(value), shape), value)
+            return like(*terms)
+        return _outlined(like, *self._ready(terms))
 
     def near_mean(self, x: jax.Array, where: Term) -> jax.Array:
         """Of a sample, found as its distance from one element: so a constant group has an exact mean at any size."""

@@ -107,6 +107,7 @@ class Plain:
         self.synced = layout.axis_name is not None
         self.x: jax.Array | None = None  # the arguments as they came
         self.parameters: tuple[Term, Term] = (1.0, 0.0)
+        self.early = False
         self.lone = layout.group_size == 1 and not self.synced
 
     # --- arrays on their way into the rule and out of it ---
@@ -149,14 +150,16 @@ class Plain:
     def total(self, of: Elementwise, *terms: Term) -> jax.Array:
         return jnp.sum(self._over_shared(of, *terms), axis=self._rest, keepdims=True)
 
-    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = itself, others: Terms = ()) -> jax.Array:
-        return then(self._over_shared(of, *terms), *map(self._wide, others))
+    def inner(self, of: Elementwise, *terms: Term) -> Any:
+        return self._over_shared(of, *terms)
 
     def outer(self, of: Elementwise, *terms: Term) -> jax.Array:
         return jnp.sum(of(*map(self._wide, terms)), axis=self._rest, keepdims=True)
 
-    def like(self, parameter: Term, value: jax.Array) -> jax.Array | None:
-        return sum_to_shape(self._wide(value), parameter.shape) if isinstance(parameter, jax.Array) else None
+    def like(self, parameter: Term, of: Elementwise, *terms: Term) -> jax.Array | None:
+        if not isinstance(parameter, jax.Array):
+            return None
+        return sum_to_shape(of(*map(self._wide, terms)), parameter.shape)
 
     def count(self, where: Term) -> jax.Array:
         """A scalar unless a mask makes it data."""

@@ -46,7 +46,6 @@ import jax.numpy as jnp
 from jax import lax
 
 Term = jax.Array | float | bool  # an array, or the neutral element in place of an absent one
-Terms = tuple[Term, ...]
 Elementwise = Callable[..., Any]
 
 
@@ -83,19 +82,17 @@ class Residuals(NamedTuple):
 
 
 class Groups(Protocol):
-    """How this call's groups lie, and how sums over them are run: the rule's only view of a platform.
-
-    `inner` sums over those reduction axes on which no parameter varies, and returns `then(sum, *others)`.
-    """
+    """How this call's groups lie, and how sums over them are run: the rule's only view of a platform."""
 
     lone: bool  # whether every group is one element
+    early: bool  # whether what is one number for a group enters sums over g before they are taken
     synced: bool  # whether devices share the groups
 
     def each(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # of(*terms), elementwise, in x's dtype
     def total(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # the sum over each group
-    def inner(self, of: Elementwise, terms: Terms, then: Elementwise = ..., others: Terms = ...) -> jax.Array: ...
+    def inner(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # over the axes on which no parameter varies
     def outer(self, of: Elementwise, *terms: Term) -> jax.Array: ...  # over the group's other axes
-    def like(self, parameter: Term, value: jax.Array) -> jax.Array | None: ...  # summed to the parameter's shape
+    def like(self, parameter: Term, of: Elementwise, *terms: Term) -> Any: ...  # summed to the parameter's shape
     def count(self, where: Term) -> jax.Array: ...  # n on this device
     def near_mean(self, x: jax.Array, where: Term) -> jax.Array: ...  # the pivot
     def over_devices(self, *values: jax.Array) -> list[jax.Array]: ...  # the sums over the devices
@@ -109,8 +106,7 @@ def forward(
     if given is None:
         found = statistics(norm, groups, x, where)
     else:
-        mean, var = given
-        found = Statistics(mean, 0.0, rsqrt_or_zero(var + norm.epsilon), None, None)
+        found = Statistics(given[0], 0.0, rsqrt_or_zero(given[1] + norm.epsilon), None, None)
 
     def output(x, pivot, shift, rstd, scale, bias, where):
         return x_hat(x, pivot, shift, rstd, where) * scale + bias  # (2)
@@ -118,28 +114,27 @@ def forward(
     return groups.each(output, x, found.pivot, found.shift, found.rstd, scale, bias, where), found
 
 
-def backward(
-    norm: Norm, groups: Groups, kept: Residuals, g: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """dx, dscale and dbias."""
+def backward(norm: Norm, groups: Groups, kept: Residuals, g: jax.Array) -> tuple[jax.Array, Any, Any]:
+    """dx, dscale and dbias; None for the gradient of an absent parameter."""
+    # shift and rstd are one number for a group, so they can enter the sums of g x_hat before or after (5).
+    of_group, neutral = (kept.shift, kept.rstd, kept.where), (0.0, 1.0, True)
+    before, after = (of_group, neutral) if groups.early else (neutral, of_group)
     # The inner sums, along the axes on which no parameter varies, serve (3) and (4) both.
-    over_g = groups.inner(itself, (g,))
-    centred, others = (g, kept.x, kept.pivot), (over_g, kept.shift, kept.rstd, kept.where)
-    over_g_x_hat = groups.inner(lambda g, x, pivot: g * (x - pivot), centred, from_centred, others)  # (5)
-    dscale, dbias = groups.like(kept.scale, over_g_x_hat), groups.like(kept.bias, over_g)  # (3)
+    over_g = groups.inner(itself, g)
+    over_g_x = groups.inner(lambda g, *terms: g * x_hat(*terms), g, kept.x, kept.pivot, *before)
+    dbias = groups.like(kept.bias, itself, over_g)  # (3)
+    dscale = groups.like(kept.scale, from_centred, over_g_x, over_g, *after)  # (3)
     if groups.lone and norm.use_mean and kept.n is not None:
         return jnp.zeros_like(kept.x), dscale, dbias  # a lone element is its own mean
     # x_hat s1 / (n - ddof) + s2 / n of (4) is (x - pivot) slope + level, of two numbers for each group.
-    slope: Term = 0.0
-    level: Term = 0.0
+    slope, level = 0.0, 0.0
     if kept.n is not None:
-        s1, s2 = groups.outer(jnp.multiply, over_g_x_hat, kept.scale), None
-        if norm.use_mean:
-            s1, s2 = groups.over_devices(s1, groups.outer(jnp.multiply, over_g, kept.scale))
-        else:
-            (s1,) = groups.over_devices(s1)
+        s2 = groups.outer(jnp.multiply, over_g, kept.scale)
+        s1 = from_centred(groups.outer(jnp.multiply, over_g_x, kept.scale), s2, *after)
+        s1, s2 = groups.over_devices(s1, s2)
         slope = kept.rstd * (s1 / jnp.maximum(kept.n - norm.ddof, 1))
-        level = 0.0 if s2 is None else s2 / jnp.maximum(kept.n, 1) - slope * kept.shift
+        if norm.use_mean:
+            level = s2 / jnp.maximum(kept.n, 1) - slope * kept.shift
 
     def dx(x, g, pivot, rstd, slope, level, scale, where):
         feedback = (x - pivot) * slope + level
@@ -169,8 +164,7 @@ def statistics(norm: Norm, groups: Groups, x: jax.Array, where: Term) -> Statist
 
 
 def _rstd(norm: Norm, squares: jax.Array, n: jax.Array) -> jax.Array:
-    var = squares / jnp.maximum(n - norm.ddof, 1)  # (1)
-    return jnp.where(n > norm.ddof, rsqrt_or_zero(var + norm.epsilon), 0)
+    return jnp.where(n > norm.ddof, rsqrt_or_zero(squares / jnp.maximum(n - norm.ddof, 1) + norm.epsilon), 0)  # (1)
 
 
 def union(of_devices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -201,16 +195,16 @@ def at_once(norm: Norm, mean_of: Elementwise, size: int, x: jax.Array, scale: Te
     return x * lax.rsqrt(var + norm.epsilon) * scale + bias  # (2)
 
 
-def x_hat(x: jax.Array, pivot: Term, shift: Term, rstd: jax.Array, where: Term) -> jax.Array:
+def x_hat(x: jax.Array, pivot: Term, shift: Term, rstd: Term, where: Term) -> jax.Array:
     """x_hat of (5), computed anew from the input in both passes."""
     hat = (x - pivot - shift) * rstd
     # A position that a mask leaves out may hold anything, and is 0 in an empty group even so.
     return hat if where is True else jnp.where(rstd == 0, 0, hat)
 
 
-def from_centred(total: jax.Array, over_g: jax.Array, shift: Term, rstd: jax.Array, where: Term) -> jax.Array:
-    """sum(g x_hat) of (5), from sum(g (x - pivot)); shift and rstd are one number for a group and so enter last."""
-    total = (total - over_g * shift) * rstd
+def from_centred(total: jax.Array, over_g: jax.Array, shift: Term, rstd: Term, where: Term) -> jax.Array:
+    """sum(g x_hat) of (5), from sum(g (x - pivot))."""
+    total = total * rstd if isinstance(shift, float) else (total - over_g * shift) * rstd
     return total if where is True else jnp.where(rstd == 0, 0, total)
 
 

@@ -7,6 +7,7 @@ measures what that gains.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,29 +108,46 @@ def _correlate_batches(geometry: Geometry, g: jax.Array) -> bool:
 
 # --- the entry points -----------------------------------------------------------------------------------------------
 
-_CONVOLVE = Formulations(_convolve_on_cpu, forward.by_lax, _convolve_batches, batch_folds=True, waits=False)
+_CONVOLVE = Formulations(
+    _convolve_on_cpu, forward.by_lax, forward.by_lax, _convolve_batches, batch_folds=True, waits=False
+)
 # The rest of a backward pass waits for dx, and nothing waits for dkernel, so dkernel comes after the other uses of g.
-_CORRELATE = Formulations(_correlate_on_cpu, kernel_gradient.by_lax, _correlate_batches, batch_folds=False, waits=True)
+_CORRELATE = Formulations(
+    _correlate_on_cpu,
+    kernel_gradient.by_batch_groups,
+    kernel_gradient.by_lax,
+    _correlate_batches,
+    batch_folds=False,
+    waits=True,
+)
 
 
-def convolve(geometry: Geometry, x: jax.Array, kernel: jax.Array, x_order: Order, y_order: Order) -> jax.Array:
-    """Equation (1) without the bias, accumulated and returned in the geometry's dtype; the kernel is canonical."""
-    product = Product(_CONVOLVE, geometry, x_order, tuple(range(kernel.ndim)), y_order)
+def convolve(
+    geometry: Geometry, x: jax.Array, kernel: jax.Array, x_order: Order, y_order: Order, dtype: Any
+) -> jax.Array:
+    """Equation (1) without the bias, accumulated and returned in the geometry's dtype; the kernel is canonical.
+
+    `dtype` is the one to which the caller casts the result.
+    """
+    product = Product(_CONVOLVE, geometry, dtype, x_order, tuple(range(kernel.ndim)), y_order)
     x, kernel = _of_one_dtype(geometry, x, kernel)
     if x.size == 0 or kernel.size == 0 or 0 in geometry.output_size:
-        return product.elsewhere(x, kernel)
+        return product.derivative(x, kernel)
     return product(x, kernel)
 
 
-def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_order: Order) -> jax.Array:
-    """Equation (4) without the bias's part, accumulated and returned in the geometry's dtype, canonical."""
-    product = Product(_CORRELATE, geometry, x_order, y_order, tuple(range(x.ndim)))
+def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_order: Order, dtype: Any) -> jax.Array:
+    """Equation (4) without the bias's part, accumulated and returned in the geometry's dtype, canonical.
+
+    `dtype` is the one to which the caller casts the result.
+    """
+    product = Product(_CORRELATE, geometry, dtype, x_order, y_order, tuple(range(x.ndim)))
     x, g = _of_one_dtype(geometry, x, g)
     if g.size == 0:  # XLA takes no window of size 0; the empty sum varies over the devices as g does
         channels = x.shape[x_order[-1]] // geometry.groups, g.shape[y_order[-1]]
         return lax.broadcast(cast(jnp.sum(g), geometry.dtype), (*geometry.kernel_size, *channels))
     if x.size == 0:
-        return product.elsewhere(x, g)
+        return product.derivative(x, g)
     return product(x, g)
 
 

@@ -51,6 +51,20 @@ def by_lax(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     return lax.transpose(dkernel, (*range(1, space + 1), 0, space + 1))
 
 
+def by_batch_groups(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Any geometry: the same convolution, with the groups as batch groups, as JAX's own rule has it.
+
+    Nothing is transposed in memory: the axis orders say that x's channels are the batch, and its images the channels. A
+    TPU's compiler knows this form of a depthwise kernel's gradient.
+    """
+    axes, exchanged = "HWD"[: geometry.space], geometry.correlated
+    return lax.conv_general_dilated(
+        x, g, exchanged.strides, exchanged.padding, exchanged.input_dilation, exchanged.kernel_dilation,
+        (f"C{axes}N", f"I{axes}O", f"{axes}NC"), batch_group_count=geometry.groups,
+        precision=geometry.precision, preferred_element_type=geometry.dtype,
+    )  # fmt: skip
+
+
 def by_product(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     """One group, windows of one entry, no input dilation: a matrix product that sums over the rows."""
     entries = tap(geometry, padded(geometry, x), (0,) * geometry.space)

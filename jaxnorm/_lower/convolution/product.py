@@ -1,6 +1,7 @@
 """A bilinear product of two arrays as JAX sees it: compiled for a platform, batched by vmap, differentiated.
 
-A GPU or TPU gets XLA's convolution, and under vmap what vmap makes of it (one with groups). A CPU gets a formulation of
+A GPU or TPU gets XLA's convolution, with a 16-bit result where that is what the caller wants, and under vmap what vmap
+makes of it (one with groups). A CPU gets a formulation of
 its own, under vmap one after the other, since XLA's CPU backend runs grouped convolutions in a naive loop.
 """
 
@@ -8,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,8 @@ class Formulations:
 
     Attributes:
       on_cpu: the formulation for a CPU.
-      elsewhere: a formulation that is right on any platform, and that JAX can transform.
+      elsewhere: the formulation for a GPU or TPU.
+      derivative: a formulation that is right on any platform, for derivatives of the product.
       batches: whether `on_cpu` runs well when vmap has transformed it, by the geometry and the second argument.
       batch_folds: whether the first argument's batch is the result's, so that vmap's axis can become a part of it.
       waits: whether the other uses of the second argument come first.
@@ -36,6 +39,7 @@ class Formulations:
 
     on_cpu: Formulation
     elsewhere: Formulation
+    derivative: Formulation
     batches: Callable[[Geometry, jax.Array], bool]
     batch_folds: bool
     waits: bool
@@ -47,6 +51,7 @@ class Product:
 
     formulations: Formulations
     geometry: Geometry
+    wanted_dtype: Any  # to which the caller casts the result
     a_order: Order
     b_order: Order
     result_order: Order
@@ -70,8 +75,20 @@ class Product:
         return from_canonical(result, self.result_order)
 
     def elsewhere(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The product on a GPU or TPU, which accumulate in float32 whatever the result's dtype is.
+
+        A 16-bit result of theirs is half as much to write, and no less precise where it is rounded to 16 bits anyway.
+        """
+
+        def narrow(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
+            dtype = self.wanted_dtype if self.wanted_dtype == a.dtype else geometry.dtype
+            return self.formulations.elsewhere(dataclasses.replace(geometry, dtype=dtype), a, b)
+
+        return cast(self.run(narrow, a, b), self.geometry.dtype)
+
+    def derivative(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """The product for any platform and any transformation."""
-        return self.run(self.formulations.elsewhere, a, b)
+        return self.run(self.formulations.derivative, a, b)
 
     @functools.partial(jax.jit, static_argnums=0)  # so that eager calls compile it once
     def compiled(self, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -146,4 +163,4 @@ def _differentiable(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
 def _tangent(product: Product, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     """Only second-order derivatives need it, and XLA's convolution serves them."""
     (a, b), (da, db) = primals, tangents
-    return _differentiable(product, a, b), product.elsewhere(da, b) + product.elsewhere(a, db)
+    return _differentiable(product, a, b), product.derivative(da, b) + product.derivative(a, db)

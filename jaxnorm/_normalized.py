@@ -56,7 +56,7 @@ def normalized(
         check_ddof("ddof", norm.ddof, layout)
     rule = functools.partial(_normalize, dataclasses.replace(call, norm=norm, layout=layout))
     of_group = spec_of(x, without=layout.axes)  # only batch norm asks for moments, and its x is its own view
-    moments = Moments(of_group, of_group, PartitionSpec(None)) if call.with_moments else None
+    moments = Moments._make([of_group, of_group, PartitionSpec(None)]) if call.with_moments else None
     return with_shardings(rule, (spec_of(x), moments), x, scale, bias, where, given)
 
 

@@ -1,5 +1,6 @@
 """Batch normalization: the rule over every axis but the features, and its running statistics."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jaxnorm._cotangents import cast, compute_dtype, expand_rank
 from jaxnorm._lower.plain import Layout
 from jaxnorm._normalized import Call, check_ddof, normalized, views
 from jaxnorm._rules.normalization import Norm
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 class BatchStats(NamedTuple):
@@ -146,17 +148,20 @@ def batch_norm(
         return normalized(call, x, scale, bias, None, given)[0], old
     check_ddof("running_ddof", running_ddof, layout)
     y, moments = normalized(call, x, scale, bias, where)
-    return y, _update(old, moments, channels[0], momentum, ddof, running_ddof, compute_dtype(x, *(old or ())))
+    dtype = compute_dtype(x, *(old or ()))
+    update = functools.partial(_update, channels[0], momentum, ddof, running_ddof, dtype)
+    spec = spec_of(x, without=axes) if old is None else spec_of(old.mean)
+    return y, with_shardings(update, spec, old, moments)
 
 
 def _update(
-    old: BatchStats | None,
-    moments: Any,
     channels: int,
     momentum: float,
     ddof: int,
     running_ddof: int,
     dtype: Any,
+    old: BatchStats | None,
+    moments: Any,
 ) -> BatchStats:
     """The new running statistics: each channel's own again where the batch has nothing to say."""
     mean, squares, count = (cast(lax.stop_gradient(jnp.broadcast_to(m, channels)), dtype) for m in moments)

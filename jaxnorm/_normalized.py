@@ -5,6 +5,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from jaxnorm._arguments import static_bool, static_float, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
@@ -12,6 +13,7 @@ from jaxnorm._lower.groups import by_platform
 from jaxnorm._lower.plain import Layout
 from jaxnorm._rules import normalization
 from jaxnorm._rules.normalization import Norm, Residuals
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,10 @@ def normalized(
     layout = dataclasses.replace(layout, axis_name=name)
     if given is None:
         check_ddof("ddof", norm.ddof, layout)
-    return _normalize(dataclasses.replace(call, norm=norm, layout=layout), x, scale, bias, where, given)
+    rule = functools.partial(_normalize, dataclasses.replace(call, norm=norm, layout=layout))
+    of_group = spec_of(x, without=layout.axes)  # only batch norm asks for moments, and its x is its own view
+    moments = Moments._make([of_group, of_group, PartitionSpec(None)]) if call.with_moments else None
+    return with_shardings(rule, (spec_of(x), moments), x, scale, bias, where, given)
 
 
 def views(scale: Any, bias: Any, view: tuple[int, ...]) -> list[tuple[int, ...]]:

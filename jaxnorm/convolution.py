@@ -37,7 +37,7 @@ https://arxiv.org/abs/1603.07285 (chapter 4 is (3) and its paddings).
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ from jaxnorm._convolution_options import Options, checked
 from jaxnorm._cotangents import cast, cotangent_for
 from jaxnorm._lower.convolution.choice import convolve, correlate
 from jaxnorm._lower.convolution.geometry import transposed_kernel
+from jaxnorm._sharding import entries_of, gathered, spec_of_entries, with_shardings
 
 Padding = str | int | Sequence[int | Sequence[int]]
 
@@ -118,7 +119,7 @@ def conv(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    return _convolution(*arguments)
+    return _on_mesh(*arguments)
 
 
 def conv_transpose(
@@ -185,7 +186,20 @@ def conv_transpose(
         transposed=True,
         transpose_kernel=transpose_kernel,
     )
-    return _convolution(*arguments)
+    return _on_mesh(*arguments)
+
+
+def _on_mesh(options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The convolution of checked arrays, on explicit mesh axes of whole rows.
+
+    XLA's partitioner computes wrong gradients of convolutions whose rows are split, so x is gathered along them.
+    """
+    of_x, of_y = options.layout.x, options.layout.y
+    x = gathered(x, of_x[1:-1])
+    entries: list[Any] = [None] * x.ndim
+    entries[of_y[0]] = entries_of(x)[of_x[0]]
+    entries[of_y[-1]] = entries_of(kernel)[options.layout.kernel[-1]]
+    return with_shardings(functools.partial(_convolution, options), spec_of_entries(*entries), x, kernel, bias)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------

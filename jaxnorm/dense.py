@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 from jaxnorm._arguments import as_float_array, as_parameter, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
 from jaxnorm._lower.products import dot, over_kept, sum_over_rows
+from jaxnorm._sharding import entries_of, spec_of, spec_of_entries, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def affine(
     References:
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.5.
     """
-    return _affine(_options(False, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
+    return _of_options(_options(False, num_feature_axes, precision), x, kernel, bias)
 
 
 def relu(x: ArrayLike) -> jax.Array:
@@ -118,7 +119,8 @@ def relu(x: ArrayLike) -> jax.Array:
     References:
       Nair and Hinton 2010, "Rectified linear units improve restricted Boltzmann machines".
     """
-    return _relu(as_float_array("x", x))
+    x = as_float_array("x", x)
+    return with_shardings(_relu, spec_of(x), x)
 
 
 def affine_relu(
@@ -157,7 +159,7 @@ def affine_relu(
     References:
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.5.
     """
-    return _affine(_options(True, num_feature_axes, precision), *_checked(x, kernel, bias, num_feature_axes))
+    return _of_options(_options(True, num_feature_axes, precision), x, kernel, bias)
 
 
 @jax.custom_vjp
@@ -219,6 +221,13 @@ def _rectify(output: jax.Array, g: jax.Array) -> jax.Array:
 def _options(rectify: bool, num_feature_axes: int, precision: Any) -> Options:
     """The options, hashable: lax takes a list of two precisions too."""
     return Options(rectify, num_feature_axes, tuple(precision) if isinstance(precision, list) else precision)
+
+
+def _of_options(options: Options, x: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None) -> jax.Array:
+    """An affine layer of checked arrays; its columns are split as the kernel's are, if the rows leave them an axis."""
+    x, kernel, bias = _checked(x, kernel, bias, options.num_feature_axes)
+    spec = spec_of_entries(*entries_of(x)[: -options.num_feature_axes], entries_of(kernel)[1])
+    return with_shardings(functools.partial(_affine, options), spec, x, kernel, bias)
 
 
 def _checked(x, kernel, bias, num_feature_axes) -> tuple[jax.Array, jax.Array, jax.Array | None]:

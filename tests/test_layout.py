@@ -23,7 +23,7 @@ SOURCES = {
 # part of public ones.
 PUBLIC = "public"
 LAYERS = (
-    {"_version", "_arguments", "_cotangents"},
+    {"_version", "_arguments", "_cotangents", "_sharding"},
     {"_rules", "_lower"},  # the equations, and how they are run: neither knows the other
     {PUBLIC},  # these may import each other
     {"__init__"},  # as it is imported: it may import all that it offers

@@ -15,6 +15,7 @@ from jaxnorm._lower.rows import OnePass, Rows
 from jaxnorm._rules import dense_labels as rule
 from jaxnorm._rules.classes import class_count, mask_view
 from jaxnorm._rules.cross_entropy import log_total
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,9 @@ def softmax_cross_entropy(
     options = Options(
         canonical_axis("axis", axis, logits.ndim), static_float("label_smoothing", label_smoothing, 0.0, 1.0)
     )
-    return _cross_entropy(options, logits, labels, as_mask(where, logits.shape, "logits"))
+    arguments = logits, labels, as_mask(where, logits.shape, "logits")
+    of_arrays = functools.partial(_cross_entropy, options)
+    return with_shardings(of_arrays, spec_of(logits, without=[options.axis]), *arguments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -29,6 +29,7 @@ from jaxnorm._arguments import as_class_weights, as_float_array, as_labels, cano
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
 from jaxnorm._lower.rows import Rows
 from jaxnorm._rules.classes import class_index, in_range, label_weight, per_class, pick, widened
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,8 @@ def multiclass_svm_loss(
         raise ValueError(f"power must be 1 or 2, got {power}")
     options, scores, labels = _checked(scores, labels, axis, margin, int(power))
     weights = as_class_weights(class_weights, scores.shape[options.axis])
-    return _svm(options, scores, labels, weights)
+    rule = functools.partial(_svm, options)
+    return with_shardings(rule, spec_of(scores, without=[options.axis]), scores, labels, weights)
 
 
 def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, axis: int = -1, margin: float = 1.0) -> jax.Array:
@@ -136,7 +138,8 @@ def multiclass_hinge_loss(scores: ArrayLike, labels: ArrayLike, *, axis: int = -
       Crammer and Singer 2001, "On the algorithmic implementation of multiclass kernel-based vector machines".
     """
     options, scores, labels = _checked(scores, labels, axis, margin)
-    return _hinge(options, scores, labels)
+    rule = functools.partial(_hinge, options)
+    return with_shardings(rule, spec_of(scores, without=[options.axis]), scores, labels)
 
 
 def _checked(

@@ -24,6 +24,7 @@ from jaxnorm._lower.rows import Rows
 from jaxnorm._rules import cross_entropy as rule
 from jaxnorm._rules.classes import class_index, is_label, mask_view, masked, per_class, pick, widened
 from jaxnorm._rules.cross_entropy import LabelOptions
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,9 @@ def softmax_cross_entropy_with_integer_labels(
     labels = as_labels(labels, logits.shape, axis, "logits")
     where = as_mask(where, logits.shape, "logits")
     weights = as_class_weights(class_weights, logits.shape[axis])
-    results: tuple[jax.Array, jax.Array] = _cross_entropy(Options(axis, label_options), logits, labels, where, weights)
+    of_arrays = functools.partial(_cross_entropy, Options(axis, label_options))
+    spec = spec_of(logits, without=[axis])
+    results: tuple[jax.Array, jax.Array] = with_shardings(of_arrays, spec, logits, labels, where, weights)
     return results if return_lse else results[0]
 
 

@@ -31,6 +31,7 @@ from jaxnorm._rules import cross_entropy
 from jaxnorm._rules import linear_cross_entropy as rule
 from jaxnorm._rules.classes import in_range, per_class
 from jaxnorm._rules.cross_entropy import LabelOptions
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,9 @@ def linear_softmax_cross_entropy(
         static_bool("return_lse", return_lse),
     )
     options = Options(label_options, block_size, axis_name, classes)
-    results: tuple[jax.Array, jax.Array] = _linear(options, hidden, kernel, labels, bias, weights)
+    of_arrays = functools.partial(_linear, options)
+    spec, arrays = spec_of(hidden, without=[hidden.ndim - 1]), (hidden, kernel, labels, bias, weights)
+    results: tuple[jax.Array, jax.Array] = with_shardings(of_arrays, spec, *arrays)
     return results if return_lse else results[0]
 
 

@@ -25,6 +25,7 @@ from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
 from jaxnorm._lower.rows import OnePass, Rows
 from jaxnorm._rules.classes import keep, mask_view, masked
 from jaxnorm._rules.cross_entropy import leaders, log_total, shift_of
+from jaxnorm._sharding import spec_of, with_shardings
 
 
 class SoftmaxResiduals(NamedTuple):
@@ -74,7 +75,7 @@ def softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -> ja
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
     """
     x, axes, where = _checked(x, axis, where)
-    return _softmax(axes, x, where)
+    return with_shardings(functools.partial(_softmax, axes), spec_of(x), x, where)
 
 
 def log_softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -106,7 +107,7 @@ def log_softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2.
     """
     x, axes, where = _checked(x, axis, where)
-    return _log_softmax(axes, x, where)
+    return with_shardings(functools.partial(_log_softmax, axes), spec_of(x), x, where)
 
 
 def _checked(x: ArrayLike, axis: Axes, where: ArrayLike | None) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:

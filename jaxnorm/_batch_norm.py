@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 from jax.typing import ArrayLike
 
 from jaxnorm._arguments import (
@@ -35,6 +35,9 @@ class BatchStats(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
+
+
+export.register_namedtuple_serialization(BatchStats, serialized_name="jaxnorm.BatchStats")
 
 
 def init_batch_stats(num_features: int, *, dtype: jax.typing.DTypeLike = jnp.float32) -> BatchStats:

@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import outlined, outlined_on_cpu
+from jaxnorm._lower.sizes import at_most
 
 Axes = tuple[int, ...]
 Elementwise = Callable[..., jax.Array]
@@ -30,6 +31,7 @@ FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
 BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss
+SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
 
 
@@ -48,7 +50,7 @@ class Rows:
         shape = _shape(operands)
         if self._is_few(shape):
             return self._unrolled(lax.add, self._sum, of, operands)
-        if math.prod(shape) >= LARGE and not shared:
+        if not at_most(math.prod(shape), LARGE - 1, unknown=False) and not shared:
             return outlined_on_cpu(functools.partial(self._sum, of), *operands)
         return self._sum(of, *operands)
 
@@ -72,7 +74,7 @@ class Rows:
 
         def one_or_zero(*operands: Any) -> jax.Array:
             terms = of(*operands)
-            is_long = _shape((terms,))[self.axes[0]] >= LONG_ROW
+            is_long = not at_most(_shape((terms,))[self.axes[0]], LONG_ROW - 1, unknown=False)
             return jnp.sign(terms) if is_long else cast(terms > 0, jnp.int32)
 
         return cast(self.total(one_or_zero, *operands, shared=True), dtype)
@@ -103,7 +105,7 @@ class Rows:
         return jnp.max(of(*operands), axis=self.axes, keepdims=True, initial=-jnp.inf)
 
     def _is_few(self, shape: tuple[int, ...]) -> bool:
-        return len(self.axes) == 1 and 0 < shape[self.axes[0]] <= FEW
+        return len(self.axes) == 1 and shape[self.axes[0]] != 0 and at_most(shape[self.axes[0]], FEW, unknown=False)
 
     def _is_last(self, shape: tuple[int, ...]) -> bool:
         return self.axes[0] == len(shape) - 1
@@ -184,7 +186,7 @@ def block_width(tokens: int) -> int:
 
     A block is large enough for products at full speed and small enough to stay in a processor's cache.
     """
-    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
+    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS) if isinstance(tokens, int) else SYMBOLIC_COLUMNS
 
 
 def over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:

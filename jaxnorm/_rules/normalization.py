@@ -131,7 +131,7 @@ def backward(norm: Norm, groups: Groups, kept: Residuals, g: jax.Array) -> tuple
     if kept.n is not None:
         s2 = groups.outer(jnp.multiply, over_g, kept.scale)
         s1 = from_centred(groups.outer(jnp.multiply, over_g_x, kept.scale), s2, *after)
-        s1, s2 = groups.over_devices(s1, s2)
+        s1, s2 = groups.over_devices(s1, s2) if norm.use_mean else (*groups.over_devices(s1), s2)
         slope = kept.rstd * (s1 / jnp.maximum(kept.n - norm.ddof, 1))
         if norm.use_mean:
             level = s2 / jnp.maximum(kept.n, 1) - slope * kept.shift

@@ -16,6 +16,7 @@ from jax import lax
 from jaxnorm._cotangents import varying_like
 from jaxnorm._lower.calls import outlined
 from jaxnorm._lower.convolution.geometry import Geometry, channels_last, flipped
+from jaxnorm._lower.sizes import at_most
 
 Convolve = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 Terms = list[tuple[int, tuple[int, ...]]]  # in-group channels and taps
@@ -171,7 +172,7 @@ def _add_shifts(geometry: Geometry, xp: jax.Array, kernel: jax.Array, y: jax.Arr
     # A copy gains less where strided taps leave out some of its entries, and the more outputs in a row read one entry.
     read_often = len(taps) >= max(LAID_OUT_TAPS, 2 * repeats) and math.prod(geometry.strides) == 1
     lays_out = inputs * repeats > 1 and read_often
-    in_cache = xp.shape[0] * math.prod(geometry.output_size) * outputs <= IN_CACHE
+    in_cache = at_most(xp.shape[0] * math.prod(geometry.output_size) * outputs, IN_CACHE, unknown=False)
     for channels in [[c] for c in range(inputs)] if lays_out else [list(range(inputs))]:
         lay_out = functools.partial(_channel, geometry, channels[0], outputs)
         x = outlined(lay_out, xp) if lays_out else xp

@@ -190,8 +190,10 @@ def _column_sums(geometry: Geometry, xp: jax.Array, g: jax.Array, together: bool
 
 
 def _images_at_a_time(g: jax.Array) -> int:
-    """The most images of at most CHUNK entries that divide the batch."""
+    """The most images of at most CHUNK entries that divide the batch; all of a batch whose size is left open."""
     batch = g.shape[0]
+    if not isinstance(batch, int):
+        return batch
     return max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * g[0].size <= CHUNK))
 
 

@@ -53,8 +53,10 @@ class Cpu(Plain):
     # --- the seam ---
 
     def each(self, of: Elementwise, *terms: Term) -> jax.Array:
-        """The backward pass is outlined: XLA would keep what it widened in the forward pass, and compute dx again
-        within what transposes it. The forward pass is fused with its neighbours.
+        """The forward pass is fused with its neighbours, and the backward pass is outlined.
+
+        XLA would keep what it widened in the forward pass for the backward pass, and compute dx again within what
+        transposes it.
         """
         if self.backward:
             return _outlined(functools.partial(self._pass, of), *self._ready(terms))
@@ -102,9 +104,10 @@ class Cpu(Plain):
             part = x if longest is None else lax.slice_in_dim(x, 0, -(-size(longest) // SAMPLE), axis=longest)
             return cast(first + jnp.mean(part - first, axis=axes, keepdims=True), self.x_dtype)
 
-        if x.size == 0 or isinstance(where, jax.Array):
-            return super().near_mean(x, where)
-        return outlined(sampled, lax.stop_gradient(x))
+        x, near_mean = lax.stop_gradient(x), super().near_mean
+        if isinstance(where, jax.Array) and x.size:
+            return _outlined(near_mean, x, where)
+        return outlined(sampled, x) if x.size else near_mean(x, where)
 
     # --- parts ---
 
@@ -127,9 +130,7 @@ class Cpu(Plain):
 
     def _over_shared(self, of: Elementwise, *terms: Term) -> jax.Array:
         """The sums over the shared axes, of which there must be some."""
-        shared = self.layout.shared_axes
-        axes = tuple(i for i, part in enumerate(self._parts) if part[0] in shared)
-        columns = self._ready(terms)
+        shared, axes, columns = self.layout.shared_axes, self._column_axes, self._ready(terms)
         shape = jnp.broadcast_shapes(*(column.shape for column in columns if isinstance(column, jax.Array)))
         blocks = self._blocks(axes, shape)
         if blocks > 1:

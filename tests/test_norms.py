@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import CASES, CHOSEN, assert_close, over, random_like, value_and_vjp
+from support import CASES, CHOSEN, assert_close, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
@@ -258,10 +258,13 @@ def test_errors_name_the_argument(call, error, message):
         call()
 
 
-@pytest.mark.parametrize("groups_of", [Plain, Gpu])
+OTHERS = [(Plain, case) for case in CASES if "norm" in case.name]
+OTHERS += [(Gpu, case) for case in CHOSEN if "norm" in case.name]  # which differs from Plain in inference alone
+
+
 @pytest.mark.usefixtures("quick_compilation")
-@over([case for case in CASES if "norm" in case.name])
-def test_every_case_with_other_platforms_sums(case, groups_of):
-    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN else [])]
+@pytest.mark.parametrize(("groups_of", "case"), OTHERS, ids=[f"{g.__name__}-{c}".replace(" ", "_") for g, c in OTHERS])
+def test_every_case_with_other_platforms_sums(groups_of, case):
+    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN and groups_of is Plain else [])]
     with groups.forced(groups_of):
         check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()

@@ -22,13 +22,19 @@ PASSES = {
         "batch": (6, 3, 6, 3),
         "group": (6, 3, 6, 3),
         "instance": (6, 3, 6, 3),
+        "softmax": (7, 3, 8, 4),
+        "log_softmax": (7, 4, 7, 4),
+        "cross_entropy": (4, 2, 4, 2),
     },
     "h100": {
-        "layer": (7, 2, 7, 2),
-        "rms": (7, 2, 7, 2),
+        "layer": (6, 2, 6, 2),
+        "rms": (6, 2, 6, 2),
         "batch": (7, 3, 7, 3),
         "group": (7, 3, 7, 3),
         "instance": (7, 3, 7, 3),
+        "softmax": (5, 2, 7, 2),
+        "log_softmax": (7, 4, 7, 4),
+        "cross_entropy": (4, 2, 4, 2),
     },
 }
 SAMPLED = 0.12  # a pivot reads a 32nd of x; parameters, statistics and their partial sums come to less than a 16th

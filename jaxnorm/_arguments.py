@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 Axes = int | Sequence[int]
@@ -80,15 +81,17 @@ def static_int(name: str, value: Any, minimum: int | None = None) -> int:
 
 
 def static_float(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> float:
-    """A static Python float in [minimum, maximum]; NaN is outside."""
+    """A static Python float in [minimum, maximum], finite: an infinite option would make every result 0 or NaN."""
     try:
         if isinstance(value, bool | np.bool_ | str):
             raise TypeError
         result = float(value)
     except (TypeError, ValueError, jax.errors.JAXTypeError):
         raise TypeError(f"{name} must be a static float, got {type(value).__name__}: {value!r:.80}") from None
-    if not minimum <= result <= maximum:
-        raise ValueError(f"{name} must lie in [{minimum:g}, {maximum:g}], got {result}")
+    if not minimum <= result <= maximum or math.isinf(result):
+        below = "(-inf" if minimum == -math.inf else f"[{minimum:g}"
+        above = "inf)" if maximum == math.inf else f"{maximum:g}]"
+        raise ValueError(f"{name} must lie in {below}, {above}, got {result}")
     return result
 
 
@@ -102,21 +105,35 @@ def static_bool(name: str, value: Any) -> bool:
 # --- axes ------------------------------------------------------------------------------------------------
 
 
-def canonical_axis(name: str, axis: Any, ndim: int) -> int:
-    """One axis as an int in [0, ndim)."""
+def canonical_axis(name: str, axis: Any, shape: tuple[int, ...], of: str) -> int:
+    """One axis of the argument called `of`, which has this shape, as an int not below 0."""
     index = static_int(name, axis)
-    if not -ndim <= index < ndim:
-        raise ValueError(f"{name} {index} is out of range for an array of {ndim} dimensions")
-    return index % ndim
+    if not shape:
+        raise ValueError(f"{of} must have at least one axis, got a scalar (shape ())")
+    if not -len(shape) <= index < len(shape):
+        raise ValueError(f"{name} {index} is out of range for {of} of shape {shape}")
+    return index % len(shape)
 
 
-def canonical_axes(name: str, axes: Axes, ndim: int) -> tuple[int, ...]:
+def canonical_axes(name: str, axes: Axes, shape: tuple[int, ...], of: str) -> tuple[int, ...]:
     """One axis or several as an ascending tuple without repeats."""
     given = tuple(axes) if isinstance(axes, Sequence) and not isinstance(axes, str) else (axes,)
-    canonical = tuple(sorted(canonical_axis(name, axis, ndim) for axis in given))
+    canonical = tuple(sorted(canonical_axis(name, axis, shape, of) for axis in given))
     if len(set(canonical)) != len(canonical):
-        raise ValueError(f"{name} names an axis twice: {tuple(given)} of {ndim} dimensions")
+        raise ValueError(f"{name} names an axis of {of} of shape {shape} twice: {given}")
     return canonical
+
+
+def devices_along(axis_name: AxisName) -> int:
+    """How many devices the mapped axes of that name have together; 1 for None."""
+    if axis_name is None:
+        return 1
+    try:
+        return lax.psum(1, axis_name)
+    except NameError:
+        raise ValueError(
+            f"axis_name must name axes mapped here (by shard_map, or by vmap with axis_name=), got {axis_name!r}"
+        ) from None
 
 
 # --- labels ----------------------------------------------------------------------------------------------
@@ -143,6 +160,6 @@ def as_class_weights(class_weights: ArrayLike | None, classes: int) -> jax.Array
 def static_softcap(logit_softcap: Any) -> float | None:
     """An optional soft cap, positive and finite."""
     cap = None if logit_softcap is None else static_float("logit_softcap", logit_softcap, 0.0)
-    if cap is not None and (cap == 0 or cap == math.inf):
-        raise ValueError(f"logit_softcap must be positive and finite, got {logit_softcap}")
+    if cap == 0:
+        raise ValueError("logit_softcap must be positive, got 0")
     return cap

@@ -130,7 +130,7 @@ def batch_norm(
     """
     x = as_float_array("x", x)
     training = static_bool("training", training)
-    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
+    axis = canonical_axis("feature_axis", feature_axis, x.shape, "x")
     axes = tuple(a for a in range(x.ndim) if a != axis)
     channels = (x.shape[axis],)
     meaning = f"the channels, axis {axis} of x of shape {x.shape}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import PartitionSpec
 
-from jaxnorm._arguments import static_bool, static_float, static_int
+from jaxnorm._arguments import devices_along, static_bool, static_float, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
 from jaxnorm._lower.groups import by_platform
 from jaxnorm._lower.plain import Layout
@@ -67,7 +67,7 @@ def views(scale: Any, bias: Any, view: tuple[int, ...]) -> list[tuple[int, ...]]
 
 def check_ddof(name: str, ddof: int, layout: Layout) -> None:
     """Raises if every group, over all devices, is known to be too small for the correction."""
-    size = layout.group_size * (1 if layout.axis_name is None else jax.lax.psum(1, layout.axis_name))
+    size = layout.group_size * devices_along(layout.axis_name)
     if 0 < size <= ddof:
         raise ValueError(f"{name} must be below the {size} elements of a group (x viewed as {layout.view}), got {ddof}")
 

@@ -81,7 +81,7 @@ def normalize(
       https://arxiv.org/abs/1607.06450; Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
     x = as_float_array("x", x)
-    axes = canonical_axes("reduction_axes", reduction_axes, x.ndim)
+    axes = canonical_axes("reduction_axes", reduction_axes, x.shape, "x")
     scale, bias = (None if p is None else as_float_array(n, p) for n, p in (("scale", scale), ("bias", bias)))
     for name, parameter in (("scale", scale), ("bias", bias)):
         if parameter is not None:
@@ -284,7 +284,7 @@ def _over_features(
 ) -> jax.Array:
     """The norms whose parameters have the shape of x over the reduced axes."""
     x = as_float_array("x", x)
-    axes = canonical_axes("reduction_axes", reduction_axes, x.ndim)
+    axes = canonical_axes("reduction_axes", reduction_axes, x.shape, "x")
     features = tuple(x.shape[a] for a in axes)
     meaning = f"x of shape {x.shape} over axes {axes}"
     scale, bias = as_parameter("scale", scale, features, meaning), as_parameter("bias", bias, features, meaning)
@@ -326,7 +326,7 @@ def _over_groups(
 
 def _feature_axis(x: jax.Array, feature_axis: int) -> int:
     """The channels' axis of an array whose axis 0 is the batch."""
-    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
+    axis = canonical_axis("feature_axis", feature_axis, x.shape, "x")
     if axis == 0:
         raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
     return axis

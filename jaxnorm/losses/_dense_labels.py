@@ -82,7 +82,7 @@ def softmax_cross_entropy(
     if labels.shape != logits.shape:
         raise ValueError(f"labels must have the shape of logits, {logits.shape}, got {labels.shape}")
     options = Options(
-        canonical_axis("axis", axis, logits.ndim), static_float("label_smoothing", label_smoothing, 0.0, 1.0)
+        canonical_axis("axis", axis, logits.shape, "logits"), static_float("label_smoothing", label_smoothing, 0.0, 1.0)
     )
     arguments = logits, labels, as_mask(where, logits.shape, "logits")
     of_arrays = functools.partial(_cross_entropy, options)

@@ -146,7 +146,7 @@ def _checked(
     scores: ArrayLike, labels: ArrayLike, axis: int, margin: float, power: int = 1
 ) -> tuple[Options, jax.Array, jax.Array]:
     scores = as_float_array("scores", scores)
-    axis = canonical_axis("axis", axis, scores.ndim)
+    axis = canonical_axis("axis", axis, scores.shape, "scores")
     labels = as_labels(labels, scores.shape, axis, "scores")
     return Options(axis, static_float("margin", margin), power), scores, labels
 

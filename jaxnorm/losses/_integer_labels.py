@@ -126,7 +126,7 @@ def softmax_cross_entropy_with_integer_labels(
       https://arxiv.org/abs/1512.00567.
     """
     logits = as_float_array("logits", logits)
-    axis = canonical_axis("axis", axis, logits.ndim)
+    axis = canonical_axis("axis", axis, logits.shape, "logits")
     label_options = LabelOptions(
         static_float("label_smoothing", label_smoothing, 0.0, 1.0),
         None if ignore_index is None else static_int("ignore_index", ignore_index),

@@ -19,6 +19,7 @@ from jaxnorm._arguments import (
     as_float_array,
     as_labels,
     as_parameter,
+    devices_along,
     static_bool,
     static_float,
     static_int,
@@ -149,7 +150,7 @@ def linear_softmax_cross_entropy(
     columns = kernel.shape[1]
     bias = as_parameter("bias", bias, (columns,), f"the columns of kernel of shape {kernel.shape}")
     labels = as_labels(labels, hidden.shape, hidden.ndim - 1, "hidden")
-    classes = columns * (1 if axis_name is None else lax.psum(1, axis_name))
+    classes = columns * devices_along(axis_name)
     weights = as_class_weights(class_weights, classes)
     if block_size is None:
         block_size = block_width(math.prod(labels.shape))

@@ -112,7 +112,7 @@ def log_softmax(x: ArrayLike, axis: Axes = -1, where: ArrayLike | None = None) -
 
 def _checked(x: ArrayLike, axis: Axes, where: ArrayLike | None) -> tuple[jax.Array, tuple[int, ...], jax.Array | None]:
     x = as_float_array("x", x)
-    return x, canonical_axes("axis", axis, x.ndim), as_mask(where, x.shape, "x")
+    return x, canonical_axes("axis", axis, x.shape, "x"), as_mask(where, x.shape, "x")
 
 
 def _logits(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from jaxnorm._arguments import devices_along, static_bool, static_float, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
-from jaxnorm._lower.groups import by_platform
+from jaxnorm._lower.groups import with_groups
 from jaxnorm._lower.plain import Layout
 from jaxnorm._rules import normalization
 from jaxnorm._rules.normalization import Norm, Residuals
@@ -74,16 +74,16 @@ def check_ddof(name: str, ddof: int, layout: Layout) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalize(call: Call, x, scale, bias, where, given) -> tuple[jax.Array, Moments | None]:
-    return by_platform(_output, call, x, scale, bias, where, given)
+    return with_groups(_output, call, x, scale, bias, where, given)
 
 
 def _normalize_fwd(call: Call, x, scale, bias, where, given) -> tuple[tuple[jax.Array, Moments | None], Residuals]:
-    y, moments, (pivot, shift, rstd, n) = by_platform(_forward, call, x, scale, bias, where, given)
+    y, moments, (pivot, shift, rstd, n) = with_groups(_forward, call, x, scale, bias, where, given)
     return (y, moments), Residuals(x, pivot, shift, rstd, n, scale, bias, where)
 
 
 def _normalize_bwd(call: Call, kept: Residuals, cotangents: tuple[jax.Array, Any]) -> tuple[Any, ...]:
-    dx, dscale, dbias = by_platform(_backward, call, kept, cotangents[0])  # the moments carry no gradient
+    dx, dscale, dbias = with_groups(_backward, call, kept, cotangents[0])  # the moments carry no gradient
     return dx, dscale, dbias, None, None
 
 

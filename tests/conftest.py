@@ -5,6 +5,7 @@ which is new for each run.
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import shutil
@@ -20,10 +21,23 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import pytest
 
+from jaxnorm._lower.platforms import forced
+
 gc.set_threshold(200_000, 50, 1000)  # JAX keeps much alive, which takes long to walk through
 if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 jax.config.update("jax_enable_x64", True)
+
+
+# The sums and passes of every platform, on this machine's backend: a CPU's, a TPU's, a GPU's.
+FORMULATIONS = {"here": None, "tpu": "tpu", "gpu": "cuda"}
+
+
+@pytest.fixture(params=FORMULATIONS.values(), ids=FORMULATIONS)
+def formulation(request):
+    """Runs a test once for each platform's formulations."""
+    with contextlib.nullcontext() if request.param is None else forced(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close, random_like, value_and_vjp
+from support import CASES, CHOSEN, assert_close, over, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm._lower import rows
+from jaxnorm._lower.platforms import forced
 from jaxnorm._lower.rows import FEW, LONG_ROW, OnePass, Rows
 from jaxnorm.check import saved_bytes
+from jaxnorm.check._library import check_case
 
 INTEGER = jn.softmax_cross_entropy_with_integer_labels
 
@@ -177,6 +179,16 @@ def test_infinite_and_extreme_logits(loss):
                 assert not gradient.any()
 
 
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@over([case for case in CASES if "softmax" in case.name and "linear" not in case.name])
+def test_every_case_with_other_platforms_sums(case, platform):
+    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN else [])]
+    with forced(platform):
+        check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()
+
+
+@pytest.mark.usefixtures("formulation")
 def test_class_masks():
     rng = np.random.default_rng(0)
     x, labels = jnp.asarray(rng.normal(size=(3, 5))), jnp.array([1, 2, 0])
@@ -289,6 +301,7 @@ def test_nan_fills_its_row(rows, classes):
             assert is_nan[1].all() and not is_nan[0].any()
 
 
+@pytest.mark.usefixtures("formulation")
 def test_empty_arrays():
     for loss in (INTEGER, jn.multiclass_svm_loss, jn.multiclass_hinge_loss):
         assert jax.grad(lambda x, f=loss: f(x, jnp.zeros(0, int)).sum())(jnp.zeros((0, 3))).shape == (0, 3)

@@ -1,6 +1,5 @@
 """Normalization: conventions, numerics, masks, statistics, what is kept, errors."""
 
-import contextlib
 from functools import partial
 
 import jax
@@ -13,9 +12,7 @@ from support import CASES, CHOSEN, assert_close, random_like, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm._lower import groups
-from jaxnorm._lower.gpu import Gpu
-from jaxnorm._lower.plain import Plain
+from jaxnorm._lower.platforms import forced
 from jaxnorm.check import saved_bytes
 from jaxnorm.check._library import check_case
 
@@ -28,16 +25,6 @@ NORMS = {
     "batch": lambda x, *parameters, **options: jn.batch_norm(x, *parameters, training=True, **options)[0],
 }
 over_norms = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-# The sums and passes of every platform, on this machine's backend: a CPU's, a TPU's, a GPU's.
-FORMULATIONS = {"here": None, "tpu": Plain, "gpu": Gpu}
-
-
-@pytest.fixture(params=FORMULATIONS.values(), ids=FORMULATIONS)
-def formulation(request):
-    with contextlib.nullcontext() if request.param is None else groups.forced(request.param):
-        yield request.param
-
-
 CENTRED = {name: norm for name, norm in NORMS.items() if name != "rms"}
 over_centred_norms = pytest.mark.parametrize("norm", CENTRED.values(), ids=CENTRED)
 
@@ -262,13 +249,13 @@ def test_errors_name_the_argument(call, error, message):
         call()
 
 
-OTHERS = [(Plain, case) for case in CASES if "norm" in case.name]
-OTHERS += [(Gpu, case) for case in CHOSEN if "norm" in case.name]  # which differs from Plain in inference alone
+OTHERS = [("tpu", case) for case in CASES if "norm" in case.name]
+OTHERS += [("cuda", case) for case in CHOSEN if "norm" in case.name]  # which differs from a TPU's in inference alone
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize(("groups_of", "case"), OTHERS, ids=[f"{g.__name__}-{c}".replace(" ", "_") for g, c in OTHERS])
-def test_every_case_with_other_platforms_sums(groups_of, case):
-    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN and groups_of is Plain else [])]
-    with groups.forced(groups_of):
+@pytest.mark.parametrize(("platform", "case"), OTHERS, ids=[f"{p}-{c}".replace(" ", "_") for p, c in OTHERS])
+def test_every_case_with_other_platforms_sums(platform, case):
+    checks = ["precision", *(["transforms", "second order"] if case in CHOSEN and platform == "tpu" else [])]
+    with forced(platform):
         check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()

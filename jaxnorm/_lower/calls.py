@@ -1,6 +1,6 @@
 """Calls that XLA's CPU backend compiles on their own, and what they keep it from.
 
-No other platform needs any of this; what uses it is chosen by `lax.platform_dependent`.
+No other platform needs any of this; what uses it is chosen by `by_platform`.
 """
 
 import functools
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
+
+from jaxnorm._lower.platforms import by_platform
 
 
 def outlined(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -30,7 +31,7 @@ def outlined(function: Callable[..., Any], *arrays: Any) -> Any:
 
 def outlined_on_cpu(function: Callable[..., Any], *arrays: Any) -> Any:
     """`function(*arrays)`, outlined where it is compiled for a CPU."""
-    return lax.platform_dependent(*arrays, cpu=functools.partial(outlined, function), default=function)
+    return by_platform(*arrays, cpu=functools.partial(outlined, function), default=function)
 
 
 def later(array: jax.Array) -> jax.Array:

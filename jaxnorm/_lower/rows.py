@@ -1,12 +1,17 @@
 """How a rule's sums and maxima over classes are taken, and how wide the blocks of the linear loss are.
 
-`Rows` and `OnePass` are what a rule is handed. Whatever they do beyond plain `jnp` is for XLA's CPU backend:
+`Rows` and `OnePass` are what a rule is handed. Most of what they do beyond plain `jnp` is for XLA's CPU backend:
 
 - It reduces an array of few classes slowly, above all along another axis than the last. Such a reduction is unrolled:
   written as additions (or maxima) of one slice for each class.
 - It computes a sum in one pass with the arithmetic that leads to it, unless a part of that arithmetic has another use:
   then it writes that part to memory first. A sum over a large array is therefore outlined, with operands of its own.
 - It computes a whole function of a row, sums and all, in one pass (a YNNPACK fusion) if the function has no select.
+
+XLA's other backends compute a row in one kernel too, each if it finds the form that it looks for:
+
+- For a TPU this is exactly `exp(l - max(l)) / sum(exp(l - max(l)))`, with no guard on the maximum or on the sum.
+- For a GPU it is a chain of two reductions over the row, of which the second waits for the first, with one result.
 """
 
 import dataclasses
@@ -21,6 +26,8 @@ from jax import lax
 
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import outlined, outlined_on_cpu
+from jaxnorm._lower.gpu import ROW
+from jaxnorm._lower.platforms import by_platform
 from jaxnorm._lower.sizes import at_most
 
 Axes = tuple[int, ...]
@@ -127,7 +134,7 @@ class Rows:
             return terms[0]
 
         cpu = functools.partial(outlined, unrolled)
-        return lax.platform_dependent(*operands, cpu=cpu, default=functools.partial(reduction, of))
+        return by_platform(*operands, cpu=cpu, default=functools.partial(reduction, of))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +172,53 @@ class OnePass(Rows):
         """
         return jnp.log1p(others + (leading - 1) * (1 - jnp.finfo(others.dtype).eps / 2))
 
-    @staticmethod
-    def divisor(total: jax.Array) -> jax.Array:
-        """A row's total, or for a row without classes a positive number, since 0 / 0 would need a select.
+    def probabilities(self, logits_of: Elementwise, *operands: Any) -> jax.Array:
+        """e / total for the logits `logits_of(*operands)`, 0 in a row without classes."""
 
-        Every other total is at least 1, where the number added is lost in rounding.
+        def guarded(*operands: Any) -> jax.Array:
+            shift = self.shift(logits_of, *operands)
+            total = self.total(lambda *o: jnp.exp(logits_of(*o[:-1]) - o[-1]), *operands, shift)
+            # A row without classes has total 0. A select would end XLA's fusion, so something is added that is lost in
+            # rounding wherever the total is not 0, since it is at least 1 there.
+            return jnp.exp(logits_of(*operands) - shift) / (total + jnp.finfo(total.dtype).eps / 4)
+
+        def clipped(*operands: Any) -> jax.Array:
+            logits = logits_of(*operands)
+            finite = jnp.maximum(logits, jnp.finfo(logits.dtype).min)  # so that no row needs a guard
+            e = jnp.exp(finite - self._maximum(lambda l: l, lax.stop_gradient(finite)))
+            return jnp.where(logits == -jnp.inf, 0, e / self._sum(lambda e: e, e))
+
+        return by_platform(*operands, tpu=clipped, default=guarded)
+
+    def held(self, values: jax.Array) -> jax.Array:
+        """`values`, all finite, which a sum over the row and the pass that waits for it then read from memory once.
+
+        XLA's GPU backend looks for two reductions, so this adds one, which changes nothing.
         """
-        return total + jnp.finfo(total.dtype).eps / 4
+
+        def twice_reduced(values: jax.Array) -> jax.Array:
+            return values + 0 * self._maximum(lambda v: v, lax.stop_gradient(values))
+
+        return by_platform(values, cpu=lambda v: v, tpu=lambda v: v, default=twice_reduced)
+
+
+def where_rows_fit(
+    axes: Axes, fitting: Callable[..., T], otherwise: Callable[..., T], *operands: Any, again: bool = False
+) -> T:
+    """`fitting(*operands)` where one kernel can hold a row, which is cheaper to compute again than to keep sums of.
+
+    Such a kernel of XLA's GPU backend has one result. The sums would take a second kernel, which reads the row again.
+    In a backward pass that computes the sums `again`, XLA must not find them in the forward one, since it would write
+    to memory what the two have in common.
+    """
+    shape = _shape(operands)
+
+    def apart(*operands: Any) -> T:
+        return fitting(*lax.optimization_barrier(operands))
+
+    if axes != (len(shape) - 1,) or not at_most(shape[-1], ROW, unknown=False):
+        return otherwise(*operands)
+    return by_platform(*operands, cpu=otherwise, tpu=otherwise, default=apart if again else fitting)
 
 
 def _shape(operands: tuple[Any, ...]) -> Any:

@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import Axes, as_float_array, as_mask, canonical_axes
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
-from jaxnorm._lower.rows import OnePass, Rows
+from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
 from jaxnorm._rules.classes import keep, mask_view, masked
 from jaxnorm._rules.cross_entropy import leaders, log_total, shift_of
 from jaxnorm._sharding import spec_of, with_shardings
@@ -39,8 +39,8 @@ class LogSoftmaxResiduals(NamedTuple):
     """What log_softmax's backward pass keeps: its input, from which p has more digits than from a 16-bit output."""
 
     x: jax.Array  # the input, as it came
-    shift: jax.Array  # c, per row, float32 or float64: e_j comes back from it and x
-    total: jax.Array  # sum_j e_j, per row, float32 or float64: p_j is e_j divided by it
+    shift: jax.Array  # c, per row, float32 or float64: e_j comes back from it and x; 0 where both are computed again
+    total: jax.Array  # sum_j e_j, per row, float32 or float64: p_j is e_j divided by it; 0 likewise
     where: jax.Array | None  # the mask itself
 
 
@@ -131,10 +131,7 @@ def _softmax(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> ja
 
 
 def _softmax_fwd(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> tuple[jax.Array, SoftmaxResiduals]:
-    rows, mask = OnePass(axes), mask_view(where, x.ndim)
-    shift = rows.shift(_logits, x, mask)
-    total = rows.total(_exponentials, x, mask, shift)
-    y = cast(_exponentials(x, mask, shift) / rows.divisor(total), x.dtype)  # (1)
+    y = cast(OnePass(axes).probabilities(_logits, x, mask_view(where, x.ndim)), x.dtype)  # (1)
     return y, SoftmaxResiduals(y, where)
 
 
@@ -145,8 +142,10 @@ def _softmax_bwd(axes: tuple[int, ...], residuals: SoftmaxResiduals, g: jax.Arra
     def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
         return keep(cast(g, dtype), mask)
 
-    along_y = OnePass(axes).total(lambda y, g, mask: kept(g, mask) * cast(y, dtype), y, g, mask)
-    return cotangent_for(y, cast(y, dtype) * (kept(g, mask) - along_y)), None  # (2)
+    rows = OnePass(axes)
+    p = rows.held(cast(y, dtype))
+    along_p = rows.total(lambda p, g, mask: kept(g, mask) * p, p, g, mask)
+    return cotangent_for(y, p * (kept(g, mask) - along_p)), None  # (2)
 
 
 _softmax.defvjp(_softmax_fwd, _softmax_bwd)
@@ -154,7 +153,11 @@ _softmax.defvjp(_softmax_fwd, _softmax_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _log_softmax(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -> jax.Array:
-    rows, mask = OnePass(axes), mask_view(where, x.ndim)
+    return _log_probabilities(axes, x, mask_view(where, x.ndim))
+
+
+def _log_probabilities(axes: tuple[int, ...], x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    rows = OnePass(axes)
     sums = leaders(rows, _logits, rows.shift(_logits, x, mask), x, mask)
     return cast((_logits(x, mask) - sums.shift) - rows.log_total(sums.others, sums.leading), x.dtype)  # (1)
 
@@ -162,23 +165,42 @@ def _log_softmax(axes: tuple[int, ...], x: jax.Array, where: jax.Array | None) -
 def _log_softmax_fwd(
     axes: tuple[int, ...], x: jax.Array, where: jax.Array | None
 ) -> tuple[jax.Array, LogSoftmaxResiduals]:
-    rows, mask = Rows(axes), mask_view(where, x.ndim)
-    sums = leaders(rows, _logits, shift_of(rows, _logits, x, mask), x, mask)
-    y = cast((_logits(x, mask) - sums.shift) - log_total(sums.others, sums.leading), x.dtype)  # (1)
-    return y, LogSoftmaxResiduals(x, sums.shift, sums.others + sums.leading, where)
+    def with_sums(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        rows = Rows(axes)
+        sums = leaders(rows, _logits, shift_of(rows, _logits, x, mask), x, mask)
+        y = cast((_logits(x, mask) - sums.shift) - log_total(sums.others, sums.leading), x.dtype)  # (1)
+        return y, sums.shift, sums.others + sums.leading
+
+    def without_sums(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        none = jnp.zeros([1 if a in axes else size for a, size in enumerate(x.shape)], compute_dtype(x))
+        return _log_probabilities(axes, x, mask), none, none
+
+    y, shift, total = where_rows_fit(axes, without_sums, with_sums, x, mask_view(where, x.ndim))
+    return y, LogSoftmaxResiduals(x, shift, total, where)
 
 
 def _log_softmax_bwd(axes: tuple[int, ...], residuals: LogSoftmaxResiduals, g: jax.Array) -> tuple[jax.Array, None]:
-    mask = mask_view(residuals.where, residuals.x.ndim)
-    logits = _logits(residuals.x, mask)
+    x, mask = residuals.x, mask_view(residuals.where, residuals.x.ndim)
 
-    def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return keep(cast(g, logits.dtype), mask)
+    def with_sums(x: jax.Array, mask: jax.Array | None, g: jax.Array, shift: jax.Array, total: jax.Array) -> jax.Array:
+        logits = _logits(x, mask)
 
-    over_g = Rows(axes).total(kept, g, mask)
-    of_e = jnp.where(residuals.total == 0, 0, over_g / residuals.total)  # p is 0 in a row without classes
-    dx = kept(g, mask) - jnp.exp(logits - residuals.shift) * of_e  # (3)
-    return cotangent_for(residuals.x, jnp.where(logits == -jnp.inf, 0, dx)), None
+        def kept(g: jax.Array, mask: jax.Array | None) -> jax.Array:
+            return keep(cast(g, logits.dtype), mask)
+
+        over_g = Rows(axes).total(kept, g, mask)
+        of_e = jnp.where(total == 0, 0, over_g / total)  # p is 0 in a row without classes
+        dx = kept(g, mask) - jnp.exp(logits - shift) * of_e  # (3)
+        return jnp.where(logits == -jnp.inf, 0, dx)
+
+    def without_sums(x: jax.Array, mask: jax.Array | None, g: jax.Array, *_: jax.Array) -> jax.Array:
+        rows = OnePass(axes)
+        shift = rows.shift(_logits, x, mask)
+        return with_sums(x, mask, g, shift, rows.total(_exponentials, x, mask, shift))
+
+    operands = x, mask, g, residuals.shift, residuals.total
+    dx = where_rows_fit(axes, without_sums, with_sums, *operands, again=True)
+    return cotangent_for(x, dx), None
 
 
 _log_softmax.defvjp(_log_softmax_fwd, _log_softmax_bwd)

@@ -26,7 +26,7 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 
 import jaxnorm as jn  # noqa: E402
 
-ROWS, IMAGES, LOGITS = (8192, 4096), (64, 56, 56, 256), (8192, 32000)
+ROWS, IMAGES, LOGITS, SCORES = (8192, 4096), (64, 56, 56, 256), (8192, 32000), (4, 16, 1024, 1024)
 
 
 def batch_norm(x, scale, bias):
@@ -41,6 +41,7 @@ FUNCTIONS = {
     "group": (partial(jn.group_norm, num_groups=32), IMAGES, 2),
     "instance": (jn.instance_norm, IMAGES, 2),
     "softmax": (jn.softmax, ROWS, 0),
+    "attention": (jn.softmax, SCORES, 0),
     "log_softmax": (jn.log_softmax, LOGITS, 0),
     "cross_entropy": (jn.softmax_cross_entropy_with_integer_labels, LOGITS, None),
 }

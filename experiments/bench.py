@@ -19,7 +19,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ from bench_convolutions import conv_cases, loop_cases
 from bench_method import ALLOCATOR, load_average, machine, measure, torch
 from bench_rivals import LOSSES, NORMS, linen
 from bench_tables import Grid, grids, machine_text
+from common import folder, seconds, writable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -124,19 +124,6 @@ SECTIONS = {
 ALL = [name for name in SECTIONS if name != "choices"]  # `all` compares with rivals
 
 
-def existing_folder(text: str) -> Path:
-    """A path that can be written at the end of the run."""
-    if not (path := Path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a folder that exists, got {text}")
-    return path
-
-
-def writable(text: str) -> Path:
-    """A file in a folder that exists."""
-    existing_folder(str(Path(text).parent))
-    return Path(text)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -148,10 +135,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", nargs="+", choices=DTYPES, help="dtypes; see --size for the defaults")
     add("--rivals", nargs="+", choices=RIVALS, help="who takes part; default: all that are installed")
     add("--only", nargs="+", metavar="TEXT", help="rows with any of these in their name")
-    add("--seconds", type=float, help="for each side of each row (five times that in train); default 0.1")
+    add("--seconds", type=seconds, help="for each side of each row (five times that in train); default 0.1")
     add("--quick", action="store_true", help="small, float32, 0.02 seconds and fewer rows, where not said otherwise")
     add("--json", type=writable, metavar="FILE", help="write the results here; other sections in it stay")
-    add("--plot", type=existing_folder, metavar="DIR", help="draw into this folder, one picture for each section")
+    add("--plot", type=folder, metavar="DIR", help="draw into this folder, one picture for each section")
     return parser
 
 

@@ -25,8 +25,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
+
+from common import folder
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -73,13 +74,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--results", type=folder, metavar="DIR", help="write compiled-TARGET.json and .png here; rows in it stay")
     add("--hlo", type=folder, metavar="DIR", help="write every optimized program's text here")
     return parser
-
-
-def folder(text: str) -> Path:
-    """A folder that exists."""
-    if not (path := Path(text)).is_dir():
-        raise argparse.ArgumentTypeError(f"must be a folder that exists, got {text}")
-    return path
 
 
 def missing(target: Target) -> str | None:

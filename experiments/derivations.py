@@ -23,7 +23,7 @@ import derivation_notes as notes
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import png_path, positive_int, timed
+from common import png_path, positive_int, timed, writable
 from derivation_notes import EPSILON, VECTORISATIONS
 from jax import lax
 from rich.console import Console
@@ -426,7 +426,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="sizes of D to time, at the middle one of N",
     )  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=25, help="calls of each form at each size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write everything here")
     parser.add_argument("--plot", type=png_path, metavar="FILE", help="draw the timings here, a .png file")
     options = parser.parse_args(argv)
     for name in ("samples", "features"):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import png_path, positive_int, timed
+from common import png_path, positive_int, seed, timed
 from jax import lax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -389,7 +389,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--epochs", type=positive_int, default=default.epochs, help="passes over the training images")
     add("--batch-size", type=positive_int, default=default.batch_size, help="images in a minibatch")
-    add("--seed", type=int, default=default.seed, help="of the split, the weights and the order of the images")
+    add("--seed", type=seed, default=default.seed, help="of the split, the weights and the order of the images")
 
 
 def check_batch_size(parser: argparse.ArgumentParser, config: Config) -> None:

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import png_path, positive_int, timed
+from common import png_path, positive_int, seed, timed
 from jax import lax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -457,7 +457,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--layers", type=positive_int, default=default.layers, help="pairs of attention and MLP")
     add("--heads", type=positive_int, default=default.heads, help="attention heads; they divide the width")
     add("--block-size", type=positive_int, default=default.block_size, help="columns of logits at a time, linear loss")
-    add("--seed", type=int, default=default.seed, help="of the weights, the minibatches and the sample")
+    add("--seed", type=seed, default=default.seed, help="of the weights, the minibatches and the sample")
     add("--dtype", choices=get_args(Dtype), default=default.dtype, help="of the activations; parameters are float32")
     add("--plot", type=png_path, metavar="FILE.png", help="write the curves of loss and perplexity to this picture")
     return parser

@@ -160,6 +160,7 @@ def test_what_functions_keep():
         (["norms", "--only", "nothing"], "--only nothing: norms has no such row"),
         (["norms", "--rivals", "composed"], "norms is measured against plain"),
         (["losses", "--json", "nowhere/found.json"], "must be a folder that exists"),
+        (["losses", "--seconds", "-1"], "must be a number of at least 0, got -1"),
         (["losses", "--plot", "nowhere"], "must be a folder that exists"),
     ],
 )

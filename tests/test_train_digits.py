@@ -67,7 +67,15 @@ def test_the_split_is_fixed_by_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch-size", "1438"], ["--epochs", "0"], ["--plot", "absent/a.png"], ["--norm", "x"]]
+    "arguments",
+    [
+        ["--batch-size", "1438"],
+        ["--epochs", "0"],
+        ["--epochs", "two"],
+        ["--seed", "-1"],
+        ["--plot", "absent/a.png"],
+        ["--norm", "x"],
+    ],
 )
 def test_bad_options_are_refused_before_training(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -47,7 +47,7 @@ def test_a_difference_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--devices", "0"], "argument --devices: must be at least 1"),
+        (["--devices", "0"], "argument --devices: must be a whole number and at least 1"),
         (["--devices", "8", "--processes", "3"], "argument --processes: 8 devices"),
         (["--devices", "8", "--batch-size", "60"], "argument --batch-size: 60 images"),
         (["--devices", "8", "--batch-size", "1440"], "argument --batch-size: there are 1437"),

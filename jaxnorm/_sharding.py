@@ -20,7 +20,7 @@ def with_shardings(rule: Callable[..., Any], specs: Any, *arguments: Any) -> Any
     The arguments are arrays or pytrees of them, and `specs` is a `PartitionSpec` for each result, or one for all of a
     pytree. Without explicit axes nothing is added to the call.
     """
-    mesh = _explicit_mesh(arguments)
+    mesh = explicit_mesh(arguments)
     if mesh is None:
         return rule(*arguments)
     shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
@@ -58,7 +58,7 @@ def spec_of_entries(*entries: Entry) -> PartitionSpec:
     return PartitionSpec(*kept)
 
 
-def _explicit_mesh(arguments: Any) -> Any:
+def explicit_mesh(arguments: Any) -> Any:
     """The mesh of the first argument that has explicit axes; None if none has."""
     meshes = (jax.typeof(array).sharding.mesh for array in jax.tree.leaves(arguments))
     return next((mesh for mesh in meshes if _explicit_axes(mesh)), None)

@@ -50,9 +50,9 @@ def problem(index: int) -> Problem:
     assert sorted(names) == sorted(kinds)
     whole = [[enlarged(case.args[n], n not in PARAMETERS, names.index(n)) for n in group] for group in groups]
 
-    def function(data, parameters, others, **options):
+    def function(data, parameters, others, library=jn, **options):
         arrays = dict(zip(names, [*data, *parameters, *others], strict=True))
-        return getattr(jn, case.name)(**arrays, **case.options, **options)
+        return getattr(library, case.name)(**arrays, **case.options, **options)
 
     cotangent = random_like(jax.eval_shape(function, *whole), seed=9)
     wanted = jax.jit(partial(gradients, function))(*whole, cotangent)

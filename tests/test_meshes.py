@@ -13,6 +13,7 @@ from parallel import SHARED, Problem, gradients, problem
 from support import assert_close, normal, random_like, value_and_vjp
 
 import jaxnorm as jn
+from jaxnorm import reference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -81,6 +82,13 @@ def check(function: Any, args: tuple[Any, Any, Any], cotangent: Any, wanted: Any
 def test_explicit_axes_under_jit_equal_one_device(index: int, how: str):
     p = problem(index)
     check(p.function, split(p, how), p.cotangent, p.wanted, jit=True)
+
+
+@pytest.mark.parametrize("how", ["batch and sequence", "batch and features"])
+@over_operations
+def test_twins_on_explicit_axes_equal_one_device(index: int, how: str):
+    p = problem(index)
+    check(partial(p.function, library=reference), split(p, how), p.cotangent, p.wanted, jit=True)
 
 
 FIRST = [i for i, case in enumerate(SHARED) if case is next(c for c in SHARED if c.name == case.name)]

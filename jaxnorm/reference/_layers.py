@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import convolution, dense
 from jaxnorm.reference._arrays import compute, features_view
+from jaxnorm.reference._meshes import split_like
 
 
+@split_like(dense.affine)
 def affine(x, kernel, bias=None, *, num_feature_axes=1, precision=None):
     dtype = jnp.asarray(x).dtype
     x, kernel, bias = compute(x, kernel, bias)
@@ -14,11 +17,13 @@ def affine(x, kernel, bias=None, *, num_feature_axes=1, precision=None):
     return (y if bias is None else y + jnp.broadcast_to(bias, y.shape)).astype(dtype)
 
 
+@split_like(dense.relu)
 def relu(x):
     x = jnp.asarray(x)
     return jnp.where(x <= 0, 0, x)
 
 
+@split_like(dense.affine_relu)
 def affine_relu(x, kernel, bias=None, *, num_feature_axes=1, precision=None):
     return relu(affine(x, kernel, bias, num_feature_axes=num_feature_axes, precision=precision))
 
@@ -50,6 +55,7 @@ def _conv_arguments(x, kernel, bias, dimension_numbers, padding, dilation, prefe
     return x, kernel, bias, names, padding, dilation, dtype, space
 
 
+@split_like(convolution.conv, gathers=True)
 def conv(
     x,
     kernel,
@@ -74,6 +80,7 @@ def conv(
     return _biased(y, bias, names[2].index("C"), dtype)
 
 
+@split_like(convolution.conv_transpose, gathers=True)
 def conv_transpose(
     x,
     kernel,

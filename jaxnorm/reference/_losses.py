@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import losses
+from jaxnorm.losses import _linear
 from jaxnorm.reference._arrays import compute, features_view
+from jaxnorm.reference._meshes import split_like
 
 
 def _loss_dtype(logits):
@@ -25,11 +28,13 @@ def _row_log_softmax(logits, axis, where):
     return log_p, jnp.where(empty, -jnp.inf, shift + log_total)
 
 
+@split_like(losses.softmax)
 def softmax(x, axis=-1, where=None):
     dtype = jnp.asarray(x).dtype
     return jnp.exp(_row_log_softmax(compute(x)[0], axis, where)[0]).astype(dtype)
 
 
+@split_like(losses.log_softmax)
 def log_softmax(x, axis=-1, where=None):
     dtype = jnp.asarray(x).dtype
     return _row_log_softmax(compute(x)[0], axis, where)[0].astype(dtype)
@@ -49,6 +54,7 @@ def _uniform(logits, axis, where):
     return jnp.where(mask, 1 / jnp.maximum(count, 1), 0)
 
 
+@split_like(losses.softmax_cross_entropy)
 def softmax_cross_entropy(logits, labels, axis=-1, where=None, *, label_smoothing=0.0):
     dtype = _loss_dtype(logits)
     logits, labels = compute(logits, labels)
@@ -69,6 +75,7 @@ def _class_view(weights, logits, axis):
     return jnp.broadcast_to(features_view(weights, (axis % logits.ndim,), logits.ndim), logits.shape)
 
 
+@split_like(losses.softmax_cross_entropy_with_integer_labels)
 def softmax_cross_entropy_with_integer_labels(
     logits,
     labels,
@@ -99,6 +106,7 @@ def softmax_cross_entropy_with_integer_labels(
     return (loss, lse) if return_lse else loss
 
 
+@split_like(_linear.linear_softmax_cross_entropy)
 def linear_softmax_cross_entropy(
     hidden,
     kernel,
@@ -141,6 +149,7 @@ def _wrong_margins(scores, labels, axis, margin):
     return one_hot, counts, jnp.where(counts, scores - label_score + margin, 0), jnp.where(valid, 1, jnp.nan)
 
 
+@split_like(losses.multiclass_svm_loss)
 def multiclass_svm_loss(scores, labels, *, axis=-1, margin=1.0, power=1, class_weights=None):
     dtype, labels = _loss_dtype(scores), jnp.asarray(labels)
     scores, class_weights = compute(scores, class_weights)
@@ -150,6 +159,7 @@ def multiclass_svm_loss(scores, labels, *, axis=-1, margin=1.0, power=1, class_w
     return (weight * loss * valid).astype(dtype)
 
 
+@split_like(losses.multiclass_hinge_loss)
 def multiclass_hinge_loss(scores, labels, *, axis=-1, margin=1.0):
     dtype, labels = _loss_dtype(scores), jnp.asarray(labels)
     (scores,) = compute(scores)

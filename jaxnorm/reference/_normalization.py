@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import _batch_norm, norms
 from jaxnorm._batch_norm import BatchStats, init_batch_stats
 from jaxnorm.reference._arrays import compute, features_view
+from jaxnorm.reference._meshes import split_like
 
 
 def _axes(axes, ndim):
@@ -33,6 +35,7 @@ def _affine_map(x_hat, scale, bias):
     return y if bias is None else y + jnp.broadcast_to(bias, x_hat.shape)
 
 
+@split_like(norms.normalize)
 def normalize(
     x, scale=None, bias=None, *, reduction_axes, epsilon=1e-5, use_mean=True, ddof=0, where=None, axis_name=None
 ):
@@ -43,6 +46,7 @@ def normalize(
     return _affine_map(_x_hat(x, mean, var, epsilon, count > ddof), scale, bias).astype(dtype)
 
 
+@split_like(norms.layer_norm)
 def layer_norm(x, scale=None, bias=None, *, reduction_axes=-1, epsilon=1e-5, where=None, axis_name=None):
     x = jnp.asarray(x)
     axes = _axes(reduction_axes, x.ndim)
@@ -50,6 +54,7 @@ def layer_norm(x, scale=None, bias=None, *, reduction_axes=-1, epsilon=1e-5, whe
     return normalize(x, scale, bias, reduction_axes=axes, epsilon=epsilon, where=where, axis_name=axis_name)
 
 
+@split_like(norms.rms_norm)
 def rms_norm(x, scale=None, *, reduction_axes=-1, epsilon=1e-5, where=None, axis_name=None):
     x = jnp.asarray(x)
     axes = _axes(reduction_axes, x.ndim)
@@ -57,6 +62,7 @@ def rms_norm(x, scale=None, *, reduction_axes=-1, epsilon=1e-5, where=None, axis
     return normalize(x, scale, reduction_axes=axes, epsilon=epsilon, use_mean=False, where=where, axis_name=axis_name)
 
 
+@split_like(norms.instance_norm)
 def instance_norm(x, scale=None, bias=None, *, feature_axis=-1, epsilon=1e-5, where=None):
     x = jnp.asarray(x)
     axis = feature_axis % x.ndim
@@ -65,6 +71,7 @@ def instance_norm(x, scale=None, bias=None, *, feature_axis=-1, epsilon=1e-5, wh
     return normalize(x, scale, bias, reduction_axes=axes, epsilon=epsilon, where=where)
 
 
+@split_like(norms.group_norm)
 def group_norm(x, scale=None, bias=None, *, num_groups, feature_axis=-1, epsilon=1e-5, where=None):
     x = jnp.asarray(x)
     axis = feature_axis % x.ndim
@@ -77,6 +84,7 @@ def group_norm(x, scale=None, bias=None, *, num_groups, feature_axis=-1, epsilon
     return _affine_map(x_hat, scale, bias).astype(x.dtype)
 
 
+@split_like(_batch_norm.batch_norm)
 def batch_norm(
     x,
     scale=None,

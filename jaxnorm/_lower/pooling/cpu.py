@@ -35,7 +35,7 @@ Index = tuple[Any, ...]  # one int for each axis of the windows, traced in a loo
 TOGETHER = 9  # axes are taken in one pass if their windows have at most so many entries
 UNROLLED = 32  # so many entries are unrolled, and more are a loop
 CHUNK = 8  # entries of one turn of a loop
-LANES = 8  # neighbouring numbers that fill a vector
+LANES = 8  # so many examples of one channel are worth a transposition: they fill a vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,14 @@ class CpuWindows(Windows):
         """(1)."""
         view = self._view(x)
         x = view.rows(x)
-        for one in view.windows._passes():
+        for one in view.windows._passes(self.window):
             x = outlined(one._maximum, x)
         return view.back(x)
 
     def to_winners(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """(3)."""
         view = self._view(x)
-        passes, reached, g = list(view.windows._passes()), [view.rows(x)], view.rows(g)
+        passes, reached, g = list(view.windows._passes(self.window)), [view.rows(x)], view.rows(g)
         for one in passes[:-1]:
             reached.append(outlined(one._maximum, reached[-1]))
         for one, x in zip(reversed(passes), reversed(reached), strict=True):
@@ -64,7 +64,7 @@ class CpuWindows(Windows):
         """Of the sum of (2), which is accumulated in this dtype."""
         view = self._view(x)
         x = view.rows(x)
-        for one in view.windows._passes():
+        for one in view.windows._passes(self.window):
             x = outlined(functools.partial(one._total, dtype=dtype), x)
         return of(view.back(x))
 
@@ -72,7 +72,7 @@ class CpuWindows(Windows):
         """The sum of (4)."""
         view = self._view(g)
         g = view.rows(outlined(of, g))
-        for one in reversed(list(view.windows._passes())):
+        for one in reversed(list(view.windows._passes(self._overlaps))):
             g = outlined(one._to_members, g)
         return view.back(g)
 
@@ -82,12 +82,15 @@ class CpuWindows(Windows):
         chosen: dict[str, Any] = {name: getattr(self, name)[axes] for name in names}
         return dataclasses.replace(self, **chosen)
 
-    def _passes(self) -> Iterator["CpuWindows"]:
-        """These windows as windows along fewer axes, one after the other: the last axes first."""
+    def _passes(self, counts: tuple[int, ...]) -> Iterator["CpuWindows"]:
+        """These windows as windows along fewer axes, one after the other: the last axes first.
+
+        A pass along several axes meets at each position as many entries as the product of their counts.
+        """
         end = len(self.axes)
         while end:
             start = end - 1
-            while start and math.prod(self.window[start - 1 : end]) <= TOGETHER:
+            while start and math.prod(counts[start - 1 : end]) <= TOGETHER:
                 start -= 1
             yield self._along(slice(start, end))
             end = start
@@ -205,11 +208,11 @@ class CpuWindows(Windows):
         return lax.broadcast_in_dim(values, shape, (axis,))
 
     def _view(self, x: jax.Array) -> "View":
-        """How the passes see x: with numbers that they treat alike side by side, channels or else examples too."""
+        """How the passes see x: with numbers that they treat alike side by side: channels, or examples of one."""
         others = [axis for axis in range(x.ndim) if axis not in self.axes]
-        few_channels = bool(others) and at_most(x.shape[others[-1]], LANES - 1, unknown=False)
-        if few_channels and not at_most(math.prod(x.shape[axis] for axis in others), LANES - 1, unknown=False):
-            return View((*self.axes, *others), tuple(x.shape[axis] for axis in others), self)
+        sizes = tuple(x.shape[axis] for axis in others)
+        if others and at_most(sizes[-1], 1, unknown=False) and not at_most(math.prod(sizes), LANES - 1, unknown=False):
+            return View((*self.axes, *others), sizes, self)
         return View((*others[:-1], *self.axes, *others[-1:]), (), self)
 
 

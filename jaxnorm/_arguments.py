@@ -136,6 +136,14 @@ def devices_along(axis_name: AxisName) -> int:
         ) from None
 
 
+def channel_axis(x: jax.Array, feature_axis: Any) -> int:
+    """The channels' axis of an array whose axis 0 is the batch."""
+    axis = canonical_axis("feature_axis", feature_axis, x.shape, "x")
+    if axis == 0:
+        raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
+    return axis
+
+
 # --- labels ----------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ T = TypeVar("T")
 FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
-BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss
+BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss on a CPU
+WIDE_BLOCK_ELEMENTS = 1 << 25  # the same anywhere else
 SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
 
@@ -88,6 +89,11 @@ class Rows:
         """
         steep = 1 / jnp.finfo(logits.dtype).tiny
         return jnp.maximum(0, 1 + steep * lax.stop_gradient(logits - shift))
+
+    def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
+        """The first class, int32, whose logit is the largest, of one class axis that stays at size 1."""
+        (axis,) = self.axes
+        return lax.expand_dims(lax.argmax(lax.stop_gradient(logits), axis, jnp.int32), (axis,))
 
     @staticmethod
     def per_row(of: Callable[..., T], *arrays: jax.Array) -> T:
@@ -181,19 +187,34 @@ def _shape(operands: tuple[Any, ...]) -> Any:
 # --- blocks of columns ----------------------------------------------------------------------------------------------
 
 
-def block_width(tokens: int) -> int:
-    """How many columns of logits to compute at a time.
+def block_width(tokens: int, elements: int = BLOCK_ELEMENTS) -> int:
+    """How many columns of logits to compute at a time."""
+    return max(elements // max(tokens, 1), MIN_COLUMNS) if isinstance(tokens, int) else SYMBOLIC_COLUMNS
 
-    A block is large enough for products at full speed and small enough to stay in a processor's cache.
+
+def over_blocks(
+    columns: int, width: int | None, tokens: int, add: Callable[[T, jax.Array | int, int], T], sums: T
+) -> T:
+    """`add(sums, start, size)` over all blocks of columns; without a width, of one that suits the platform.
+
+    On a CPU a block is large enough for products at full speed and small enough to stay in the cache. A GPU or TPU
+    reads and writes the running gradient of every token once for each block, and so wants fewer and wider ones.
     """
-    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS) if isinstance(tokens, int) else SYMBOLIC_COLUMNS
+
+    def in_blocks(width: int, sums: T) -> T:
+        return _over_blocks(columns, min(width, max(columns, 1)), add, sums)
+
+    if width is not None:
+        return in_blocks(width, sums)
+    narrow, wide = (block_width(tokens, elements) for elements in (BLOCK_ELEMENTS, WIDE_BLOCK_ELEMENTS))
+    if narrow == wide or not at_most(narrow, columns - 1, unknown=True):
+        return in_blocks(narrow, sums)
+    cpu, default = (functools.partial(in_blocks, chosen) for chosen in (narrow, wide))
+    return lax.platform_dependent(sums, cpu=cpu, default=default)
 
 
-def over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
-    """`add(sums, start, size)` over all blocks: the full ones in a scan, then the remainder as a narrower one.
-
-    No column is padded or counted twice.
-    """
+def _over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
+    """The full blocks in a scan, then the remainder as a narrower one: no column is padded or counted twice."""
     count = columns // width
     starts = width * jnp.arange(count, dtype=jnp.int32)
     sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)

@@ -70,6 +70,10 @@ class Rows(Protocol):
         """[l = c], without derivative."""
         ...
 
+    def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
+        """The first class, int32, whose logit is the largest; 0 if all are -inf."""
+        ...
+
     def per_row(self, of: Callable[..., Any], *arrays: jax.Array) -> Any:
         """`of(*arrays)` for arrays of one number per row."""
         ...
@@ -135,6 +139,18 @@ class LabelOptions:
     ignore_index: int | None
     logit_softcap: float | None
     return_lse: bool
+    return_entropy: bool = False
+    return_top: bool = False
+
+    @property
+    def returned(self) -> tuple[bool, bool, bool]:
+        """What is returned after the loss: lse, entropy, top class."""
+        return self.return_lse, self.return_entropy, self.return_top
+
+    @property
+    def loss_alone(self) -> bool:
+        """Whether nothing else is returned that has a gradient."""
+        return not (self.return_lse or self.return_entropy)
 
 
 class Label(NamedTuple):
@@ -276,15 +292,21 @@ def dlogits(
     weights: jax.Array,
     logits: jax.Array,
     mask: jax.Array | None = None,
+    others: jax.Array | None = None,
 ) -> jax.Array:
-    """The cotangent of the uncapped logits, from e_j (anything at the label), [j = y] and w_j."""
+    """The cotangent of the uncapped logits, from e_j (anything at the label), [j = y] and w_j.
+
+    `others` is the cotangent of the capped logits by what else is returned.
+    """
     dl = factors.of_e * e
     if options.label_smoothing:
         dl = dl - factors.of_w * weights  # (7)
     dl = keep(jnp.where(own, factors.at_label, dl), mask)  # (8)
+    if others is not None:
+        dl = dl + others
     if options.logit_softcap is not None:
         dl = dl * softcap_slope(options.logit_softcap, logits)  # (10)
-    if row.label.ignored is not None and not options.return_lse:
+    if row.label.ignored is not None and options.loss_alone:
         dl = jnp.where(row.label.ignored, 0, dl)  # the logits of padding may be NaN, and 0 * NaN is not 0
     return dl
 

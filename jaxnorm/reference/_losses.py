@@ -112,6 +112,8 @@ def linear_softmax_cross_entropy(
     block_size=None,
     axis_name=None,
     return_lse=False,
+    return_entropy=False,
+    return_top=False,
 ):
     del block_size  # how the rule goes about it; the result is the same
     dtype = _loss_dtype(hidden)
@@ -130,7 +132,17 @@ def linear_softmax_cross_entropy(
         logit_softcap=logit_softcap,
         return_lse=True,
     )
-    return (loss.astype(dtype), lse.astype(dtype)) if return_lse else loss.astype(dtype)
+    logits = logits if logit_softcap is None else logit_softcap * jnp.tanh(logits / logit_softcap)
+    entropy, top = _entropy(logits).astype(dtype), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy), (return_top, top)]
+    wanted = [other for is_wanted, other in others if is_wanted]
+    return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
+
+
+def _entropy(logits):
+    log_p, _ = _row_log_softmax(logits, -1, None)
+    log_p = jnp.where(log_p == -jnp.inf, 0, log_p)
+    return -jnp.sum(jnp.where(logits == -jnp.inf, 0, jnp.exp(log_p) * log_p), axis=-1)
 
 
 def _wrong_margins(scores, labels, axis, margin):

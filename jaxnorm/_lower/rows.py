@@ -31,9 +31,10 @@ FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
 BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss on a CPU
-WIDE_BLOCK_ELEMENTS = 1 << 25  # the same anywhere else
-SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
+WIDE_BLOCK_ELEMENTS = 1 << 23  # the same two on a GPU or TPU
+WIDE_MIN_COLUMNS = 1024
+SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,26 +188,29 @@ def _shape(operands: tuple[Any, ...]) -> Any:
 # --- blocks of columns ----------------------------------------------------------------------------------------------
 
 
-def block_width(tokens: int, elements: int = BLOCK_ELEMENTS) -> int:
-    """How many columns of logits to compute at a time."""
-    return max(elements // max(tokens, 1), MIN_COLUMNS) if isinstance(tokens, int) else SYMBOLIC_COLUMNS
+def block_widths(tokens: int) -> tuple[int, int]:
+    """How many columns of logits to compute at a time: on a CPU, and on a GPU or TPU.
+
+    On a CPU a block is large enough for products at full speed and small enough to stay in the cache. A GPU or TPU
+    reads all hidden rows and their running gradient once for each block, which few columns would not outweigh.
+    """
+    if not isinstance(tokens, int):
+        return SYMBOLIC_COLUMNS, SYMBOLIC_COLUMNS
+    of_cpu = max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
+    return of_cpu, max(WIDE_BLOCK_ELEMENTS // max(tokens, 1), WIDE_MIN_COLUMNS)
 
 
 def over_blocks(
     columns: int, width: int | None, tokens: int, add: Callable[[T, jax.Array | int, int], T], sums: T
 ) -> T:
-    """`add(sums, start, size)` over all blocks of columns; without a width, of one that suits the platform.
-
-    On a CPU a block is large enough for products at full speed and small enough to stay in the cache. A GPU or TPU
-    reads and writes the running gradient of every token once for each block, and so wants fewer and wider ones.
-    """
+    """`add(sums, start, size)` over all blocks of columns; without a width, of one that suits the platform."""
 
     def in_blocks(width: int, sums: T) -> T:
         return _over_blocks(columns, min(width, max(columns, 1)), add, sums)
 
     if width is not None:
         return in_blocks(width, sums)
-    narrow, wide = (block_width(tokens, elements) for elements in (BLOCK_ELEMENTS, WIDE_BLOCK_ELEMENTS))
+    narrow, wide = block_widths(tokens)
     if narrow == wide or not at_most(narrow, columns - 1, unknown=True):
         return in_blocks(narrow, sums)
     cpu, default = (functools.partial(in_blocks, chosen) for chosen in (narrow, wide))

@@ -62,9 +62,9 @@ def columns_of(dot: Dot, layer: Layer, dtype: Any, start: Start, size: int) -> C
 
 
 def no_layer_gradients(layer: Layer, dtype: Any, written: Any) -> LayerGradients:
-    """The gradients before the first block."""
+    """The gradients before the first block; the kernel's needs no zeros, since the blocks write all of it."""
     bias = None if layer.bias is None else jnp.zeros(layer.bias.shape, dtype)
-    return LayerGradients(jnp.zeros(layer.x.shape, dtype), jnp.zeros(layer.kernel.shape, written), bias)
+    return LayerGradients(jnp.zeros(layer.x.shape, dtype), lax.empty(layer.kernel.shape, written), bias)
 
 
 def add_layer_gradients(dot: Dot, x: jax.Array, columns: Columns, d: jax.Array, sums: LayerGradients) -> LayerGradients:

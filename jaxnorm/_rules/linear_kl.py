@@ -1,7 +1,8 @@
 """The divergence of a student's prediction from a teacher's, on logits that exist a block of columns at a time.
 
-Forward, for logits t of the teacher and s of the student, both divided by the temperature T, with p = softmax(t),
-q = softmax(s) and u_j = s_j - t_j. Since lse(s) - lse(t) = log(sum_j p_j exp(u_j)), with m = sum_j p_j u_j
+Forward, for logits t of the teacher and s of the student, both divided by the temperature T, with p = softmax(t) and
+q = softmax(s). Let c = max_j t_j and a = max_j s_j, which cancel, and u_j = (s_j - a) - (t_j - c). Since
+log(sum_j p_j exp(u_j)) = (lse(s) - a) - (lse(t) - c), with m = sum_j p_j u_j
 
     KL = sum_j p_j (log(p_j) - log(q_j)) = log(sum_j p_j exp(u_j)) - m = log1p(sum_j p_j phi(u_j - m))               (1)
     phi(v) = exp(v) - 1 - v >= 0
@@ -9,32 +10,32 @@ q = softmax(s) and u_j = s_j - t_j. Since lse(s) - lse(t) = log(sum_j p_j exp(u_
 for sum_j p_j (u_j - m) = 0. Every term is positive or 0, and small where teacher and student agree; the difference of
 two log-sum-exps, which are large, appears nowhere. phi is its series where it would cancel.
 
-Block by block, with c = max_j t_j, w_j = exp(t_j - c), P = sum_j w_j and F = sum_j w_j phi(u_j - m): what was summed for
-other c and m is one term more, as if all its classes were one of weight P and difference m. By
-phi(v + d) = exp(d) phi(v) + phi(d) + (exp(d) - 1) v,
+Block by block, with w_j = exp(t_j - c), P = sum_j w_j and F = sum_j w_j phi(u_j - m): other maxima c' and a' change P
+and F by the factor exp(c - c') and m by (a - a') - (c - c'). Then what was summed is one term more, as if all its
+classes were one of weight P and difference m, by phi(v + d) = exp(d) phi(v) + phi(d) + (exp(d) - 1) v:
 
-    P' = P exp(c - c') + P of the block        m' = m + sum over the block of w_j (u_j - m) / P'                     (2)
-    F' = F exp(c - c' + m - m') + P exp(c - c') phi(m - m') + sum over the block of w_j phi(u_j - m')                (3)
+    P' = P + P of the block        m' = m + sum over the block of w_j (u_j - m) / P'                                 (2)
+    F' = F exp(m - m') + P phi(m - m') + sum over the block of w_j phi(u_j - m')                                     (3)
 
 A class that the student prefers by far would overflow in F. So F is kept times exp(-r), where
 
-    r = max(0, max_j s_j - c - m - 30)        KL = r + log1p(F exp(-r) / P + exp(-r) - 1)                            (4)
+    r = max(0, -m - 10)        KL = r + log(F exp(-r) / P + exp(-r))  if r > 0                                       (4)
 
-and w_j phi(v_j) exp(-r) is taken as exp(s_j - c - m - r) - w_j (1 + v_j) exp(-r) where v_j is large. r is 0 but where
-the KL is large. c and r are held constant in derivatives.
+and w_j phi(v_j) exp(-r) is taken as exp(s_j - a - (m + r)) - w_j (1 + v_j) exp(-r) where v_j is large. r is 0 but where
+the KL is large. c, a and r are held constant in derivatives.
 
 Backward, for the cotangent g of the loss, by dKL/ds_j = q_j - p_j. The teacher receives none.
 
-    dz_j = g (q_j - p_j) / T        q_j - p_j = p_j (exp(d_j) - 1),  d_j = log(q_j) - log(p_j) = (u_j - m) - KL      (5)
+    dz_j = g (q_j - p_j) / T        q_j - p_j = p_j (exp(d_j) - 1),  d_j = log(q_j) - log(p_j) = u_j - (m + KL)      (5)
 
 which keeps its digits too; where d_j is large, q_j - p_j is a difference without cancellation. dz then feeds the
 products of `jaxnorm._rules.linear_layer`.
 
-Where devices share the vocabulary, c and max_j s_j are one pmax, P and m one psum, and F is one more.
+Where devices share the vocabulary, c and a are one pmax, P and m one psum, and F is one more.
 
 References: Kullback and Leibler 1951, "On information and sufficiency"; Hinton, Vinyals and Dean 2015,
-https://arxiv.org/abs/1503.02531 (distillation, temperature); Chan, Golub and LeVeque 1983 (sums about a moving mean, in
-https://doi.org/10.1080/00031305.1983.10483115).
+https://arxiv.org/abs/1503.02531 (distillation, temperature); Chan, Golub and LeVeque 1983,
+https://doi.org/10.1080/00031305.1983.10483115 (sums about a moving mean).
 """
 
 import math
@@ -50,7 +51,7 @@ from jaxnorm._rules.classes import times
 from jaxnorm._rules.cross_entropy import Rows, finite, reciprocal
 from jaxnorm._rules.linear_layer import Columns, Dot, Layer, Start, columns_of
 
-HEADROOM = 30.0  # how far above the teacher's scale a student's logit may stand before r moves
+HEADROOM = 10.0  # how large a class's part of F may become, as an exponent, before r grows
 NEAR = 0.5  # below which phi is its series
 
 
@@ -104,108 +105,107 @@ def block_of(dot: Dot, inputs: Inputs, temperature: float, start: Start, size: i
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
+class Maxima(NamedTuple):
+    """What is subtracted from the logits, (N, 1)."""
+
+    t: jax.Array  # c, -inf before the first block
+    s: jax.Array  # a, likewise
+
+
 class Sums(NamedTuple):
     """The running sums of (2) to (4), each (N, 1)."""
 
-    largest: jax.Array  # c, -inf before the first block
-    student: jax.Array  # max_j s_j, -inf before the first block
+    maxima: Maxima
     total: jax.Array  # P
     mean: jax.Array  # m
     excess: jax.Array  # F exp(-r)
 
     @property
-    def shift(self) -> jax.Array:
-        """c, 0 without classes."""
-        return finite(self.largest)
-
-    @property
     def scale(self) -> jax.Array:
         """r of (4)."""
-        lead = self.student - self.shift - self.mean - HEADROOM
-        return lax.stop_gradient(jnp.maximum(lead, 0))
+        return lax.stop_gradient(jnp.maximum(-self.mean - HEADROOM, 0))
 
 
 def no_columns(inputs: Inputs) -> Sums:
     """The sums before the first block."""
     zeros = jnp.zeros((inputs.tokens, 1), inputs.dtype)
     nothing = jnp.full_like(zeros, -jnp.inf)
-    return Sums(nothing, nothing, zeros, zeros, zeros)
+    return Sums(Maxima(nothing, nothing), zeros, zeros, zeros)
 
 
 def add_block(rows: Rows, sums: Sums, block: Block) -> Sums:
     """One step of (2) to (4)."""
-    t, s = block.t, block.s
-    largest = jnp.maximum(sums.largest, rows.largest(_itself, t))
-    student = jnp.maximum(sums.student, rows.largest(_itself, s))
-    old = rescaled(sums, lax.stop_gradient(largest), lax.stop_gradient(student))
-    total = old.total + rows.total(_weights, t, old.shift)  # (2)
-    step = rows.total(_deviations, t, s, old.shift, old.mean)
+    here = Maxima(rows.largest(_itself, block.t), rows.largest(_itself, block.s))
+    old = rescaled(sums, Maxima(*map(jnp.maximum, sums.maxima, here)))
+    t, s = (logits - finite(largest) for logits, largest in zip((block.t, block.s), old.maxima, strict=True))
+    total = old.total + rows.total(jnp.exp, t)  # (2)
+    step = rows.total(_deviations, t, s, old.mean)
     moved = about_mean(old, old.mean + step * reciprocal(total))  # (2)
-    here = rows.total(_excesses, t, s, moved.shift, moved.mean, moved.scale)
-    return moved._replace(total=total, excess=moved.excess + here)  # (3)
+    of_block = rows.total(_excesses, t, s, moved.mean, moved.scale)
+    return moved._replace(total=total, excess=moved.excess + of_block)  # (3)
 
 
-def rescaled(sums: Sums, largest: jax.Array, student: jax.Array) -> Sums:
-    """The sums for other maxima: the factor of P and F for c' in (2) and (3), and of r in (4)."""
-    moved = sums._replace(largest=largest, student=student)
-    step = sums.shift - moved.shift
-    total = sums.total * jnp.exp(jnp.minimum(step, 0))
-    return moved._replace(total=total, excess=sums.excess * _growth(step + sums.scale - moved.scale))
+def rescaled(sums: Sums, maxima: Maxima) -> Sums:
+    """The sums for other maxima."""
+    maxima = lax.stop_gradient(maxima)
+    of_t, of_s = (finite(old) - finite(new) for old, new in zip(sums.maxima, maxima, strict=True))
+    seen = (sums.maxima.t != -jnp.inf) & (sums.maxima.s != -jnp.inf)
+    moved = sums._replace(maxima=maxima, mean=jnp.where(seen, sums.mean + (of_s - of_t), 0))
+    total = sums.total * jnp.exp(jnp.minimum(of_t, 0))
+    growth = _growth((of_s + (sums.mean - moved.mean)) + (sums.scale - moved.scale))
+    return moved._replace(total=total, excess=sums.excess * growth)
 
 
 def about_mean(sums: Sums, mean: jax.Array) -> Sums:
     """The sums for m' in place of m: the first two terms of (3)."""
     moved, empty = sums._replace(mean=mean), sums.total == 0
     step, log_total = sums.mean - mean, jnp.log(jnp.where(empty, 1, sums.total))
-    of_mean = excess(sums.total, jnp.where(empty, 0, step), log_total + step - moved.scale, moved.scale)
-    return moved._replace(excess=sums.excess * _growth(step + sums.scale - moved.scale) + of_mean)  # (3)
+    of_mean = excess(sums.total, jnp.where(empty, 0, step), log_total + (step - moved.scale), moved.scale)
+    growth = _growth((sums.mean + sums.scale) - (moved.mean + moved.scale))
+    return moved._replace(excess=sums.excess * growth + of_mean)  # (3)
 
 
 def _growth(exponent: jax.Array) -> jax.Array:
     """The factor of F. Only that of a sum which is 0 could overflow, and is held back."""
-    return jnp.exp(jnp.minimum(exponent, 2 * HEADROOM + 20))
+    return jnp.exp(jnp.minimum(exponent, 60))
 
 
 def over_devices(sums: Sums, axis_name: AxisName) -> Sums:
     """The sums over all devices' columns."""
-    largest, student = lax.pmax(lax.stop_gradient(jnp.stack([sums.largest, sums.student])), axis_name)
-    sums = rescaled(sums, largest, student)
+    sums = rescaled(sums, Maxima(*lax.pmax(lax.stop_gradient(jnp.stack(sums.maxima)), axis_name)))
     total, weighted = lax.psum(jnp.stack([sums.total, sums.total * sums.mean]), axis_name)
     moved = about_mean(sums, weighted * reciprocal(total))
     return moved._replace(total=total, excess=lax.psum(moved.excess, axis_name))
 
 
-def divergence(sums: Sums) -> jax.Array:
-    """KL of (1) and (4)."""
-    return sums.scale + jnp.log1p(sums.excess * reciprocal(sums.total) + jnp.expm1(-sums.scale))
+def log_ratio(sums: Sums) -> jax.Array:
+    """KL - r of (1) and (4)."""
+    mean_excess, is_scaled = sums.excess * reciprocal(sums.total), sums.scale > 0
+    scaled = jnp.where(is_scaled, mean_excess + jnp.exp(-sums.scale), 1)
+    return jnp.where(is_scaled, jnp.log(scaled), jnp.log1p(jnp.where(is_scaled, 0, mean_excess)))
 
 
-# --- their terms ----------------------------------------------------------------------------------------------------
+# --- their terms, of logits from which the maxima are subtracted ----------------------------------------------------
 
 
 def _itself(array: jax.Array) -> jax.Array:
     return array
 
 
-def _weights(t: jax.Array, shift: jax.Array) -> jax.Array:
-    """w_j."""
-    return jnp.exp(t - shift)
-
-
 def _differences(t: jax.Array, s: jax.Array) -> jax.Array:
     """u_j, 0 for a class that both exclude."""
-    return jnp.where(s == t, 0, s - jnp.where(s == t, 0, t))
+    excluded = jnp.maximum(s, t) == -jnp.inf
+    return jnp.where(excluded, 0, s - jnp.where(excluded, 0, t))
 
 
-def _deviations(t: jax.Array, s: jax.Array, shift: jax.Array, mean: jax.Array) -> jax.Array:
+def _deviations(t: jax.Array, s: jax.Array, mean: jax.Array) -> jax.Array:
     """w_j (u_j - m), without a class that the student excludes, whose term in F is infinite already."""
-    terms = times(_weights(t, shift), _differences(t, s) - mean)
-    return jnp.where(s == -jnp.inf, 0, terms)
+    return jnp.where(s == -jnp.inf, 0, times(jnp.exp(t), _differences(t, s) - mean))
 
 
-def _excesses(t: jax.Array, s: jax.Array, shift: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+def _excesses(t: jax.Array, s: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
     """w_j phi(u_j - m) exp(-r)."""
-    return excess(_weights(t, shift), _differences(t, s) - mean, s - shift - mean - scale, scale)
+    return excess(jnp.exp(t), _differences(t, s) - mean, s - (mean + scale), scale)
 
 
 def excess(w: jax.Array, v: jax.Array, exponent: jax.Array, scale: jax.Array) -> jax.Array:
@@ -239,21 +239,24 @@ def _terms(precision: float) -> int:
 class Row(NamedTuple):
     """What (5) takes of a token, (N, 1)."""
 
-    shift: jax.Array  # c
+    maxima: Maxima
     total: jax.Array  # P
-    change: jax.Array  # m + KL: log(q_j / p_j) is u_j minus it; NaN where KL is infinite
+    change: jax.Array  # m + KL; NaN where that is infinite
 
 
-def row_of(sums: Sums, kl: jax.Array) -> Row:
-    """The same, from the sums."""
-    return Row(sums.shift, sums.total, jnp.where(kl == jnp.inf, jnp.nan, sums.mean + kl))
+def row_of(sums: Sums) -> tuple[Row, jax.Array]:
+    """The same, and the KL."""
+    ratio = log_ratio(sums)
+    change = (sums.mean + sums.scale) + ratio
+    row = Row(Maxima(*map(finite, sums.maxima)), sums.total, jnp.where(ratio == jnp.inf, jnp.nan, change))
+    return row, sums.scale + ratio
 
 
 def dlogits(row: Row, temperature: float, g: jax.Array, block: Block) -> jax.Array:
     """The cotangent (5) of the student's logits before the temperature."""
-    p = _weights(block.t, row.shift) * reciprocal(row.total)
-    d = _differences(block.t, block.s) - row.change
+    t, s = block.t - row.maxima.t, block.s - row.maxima.s
+    p, d = jnp.exp(t) * reciprocal(row.total), _differences(t, s) - row.change
     is_large = d > 1
     log_total = jnp.log(jnp.where(row.total == 0, 1, row.total))
-    q = jnp.exp(jnp.where(is_large, block.s - row.shift - row.change - log_total, 0))
+    q = jnp.exp(jnp.where(is_large, s - (row.change + log_total), 0))
     return g / temperature * jnp.where(is_large, q - p, p * jnp.expm1(jnp.where(is_large, 0, d)))  # (5)

@@ -38,7 +38,7 @@ class Options:
 
 
 class Residuals(NamedTuple):
-    """What is kept for the backward pass: the inputs and three numbers per token."""
+    """What is kept for the backward pass: the inputs and four numbers per token."""
 
     inputs: rule.Inputs  # the arguments, as they came
     row: rule.Row  # (N, 1) each, float32 or float64
@@ -86,7 +86,7 @@ def linear_softmax_kl_divergence(
     Gradient:
       `dlogits = g * (softmax(logits / T) - softmax(teacher_logits / T)) / T`, with every digit where the two are close,
       then `dlogits @ kernel.T` for `hidden` and `hidden.T @ dlogits` for `kernel`, a block of columns at a time,
-      accumulated in float32 or float64; NaN where the divergence is infinite. Kept for it: the inputs and three numbers
+      accumulated in float32 or float64; NaN where the divergence is infinite. Kept for it: the inputs and four numbers
       per token; the backward pass computes each block of logits once more. A TPU or GPU rounds `dlogits` of bfloat16
       inputs to bfloat16 for the two products. The teacher's gradients are 0.
 
@@ -145,11 +145,11 @@ def _divergence_fwd(options: Options, *arrays: Any) -> tuple[jax.Array, Residual
     sums = over_blocks(inputs.student.kernel.shape[1], options.block_size, inputs.tokens, add, first)
     if options.axis_name is not None:
         sums = rule.over_devices(sums, options.axis_name)
-    kl = rule.divergence(sums)
+    row, kl = rule.row_of(sums)
     loss = kl if inputs.mask is None else jnp.where(inputs.mask, kl, 0)
     hidden = inputs.student.hidden
     loss = cast(reshape(loss, hidden.shape[:-1]), compute_dtype(hidden))
-    return loss, Residuals(inputs, rule.row_of(sums, kl), device)
+    return loss, Residuals(inputs, row, device)
 
 
 def _divergence_bwd(options: Options, residuals: Residuals, g: jax.Array) -> tuple[jax.Array | None, ...]:

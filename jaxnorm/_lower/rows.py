@@ -91,10 +91,31 @@ class Rows:
         steep = 1 / jnp.finfo(logits.dtype).tiny
         return jnp.maximum(0, 1 + steep * lax.stop_gradient(logits - shift))
 
+    def alone(self, of: Elementwise, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)`, which shares nothing with another sum of the same operands.
+
+        XLA's CPU backend would compute an exponential that two sums need once, and write it to memory.
+        """
+        if self._is_few(_shape(operands)):
+            return self._unrolled(lax.add, self._sum, of, operands)
+        return outlined_on_cpu(functools.partial(self._sum, of), *operands)
+
     def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
-        """The first class, int32, whose logit is the largest, of one class axis that stays at size 1."""
+        """The first class, int32, whose logit is the largest; any class where that is infinite or NaN.
+
+        XLA's CPU backend would write the indices to memory for an argmax, as it does a select's result. So the classes
+        that lead are counted down from the number of classes, the others from 0, and the maximum is taken.
+        """
         (axis,) = self.axes
-        return lax.expand_dims(lax.argmax(lax.stop_gradient(logits), axis, jnp.int32), (axis,))
+        classes = logits.shape[axis]
+        index = lax.broadcasted_iota(logits.dtype, [classes if a == axis else 1 for a in range(logits.ndim)], axis)
+
+        def countdown(logits: jax.Array, largest: jax.Array, index: jax.Array) -> jax.Array:
+            return self.leads(logits, largest) * classes - index
+
+        count = functools.partial(self.largest, countdown)
+        highest = outlined_on_cpu(count, *lax.stop_gradient((logits, largest)), index)
+        return cast(jnp.clip(classes - highest, 0, max(classes - 1, 0)), jnp.int32)
 
     @staticmethod
     def per_row(of: Callable[..., T], *arrays: jax.Array) -> T:

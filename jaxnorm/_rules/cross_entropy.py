@@ -70,8 +70,12 @@ class Rows(Protocol):
         """[l = c], without derivative."""
         ...
 
+    def alone(self, of: Elementwise, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)`, which shares nothing with another sum of the same operands."""
+        ...
+
     def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
-        """The first class, int32, whose logit is the largest; 0 if all are -inf."""
+        """The first class, int32, whose logit is the largest."""
         ...
 
     def per_row(self, of: Callable[..., Any], *arrays: jax.Array) -> Any:
@@ -108,13 +112,17 @@ def leaders(rows: Rows, logits_of: Elementwise, shift: jax.Array, *operands: Any
     """
 
     def other(shift: jax.Array, *operands: Any) -> jax.Array:
-        logits = logits_of(*operands)
-        return jnp.exp(logits - shift) - rows.leads(logits, shift)
+        return others(rows, logits_of(*operands), shift)
 
     def leading(shift: jax.Array, *operands: Any) -> jax.Array:
         return rows.leads(logits_of(*operands), shift)
 
     return Leaders(shift, *rows.totals((other, leading), shift, *operands))
+
+
+def others(rows: Rows, l: jax.Array, shift: jax.Array) -> jax.Array:
+    """e_j, without the leaders' 1."""
+    return jnp.exp(l - shift) - rows.leads(l, shift)
 
 
 def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:

@@ -36,8 +36,11 @@ class Entropy(NamedTuple):
 
 
 def gap_terms(l: jax.Array, shift: jax.Array) -> jax.Array:
-    """e_j (c - l_j): the terms of E, not yet divided by the total."""
-    return times(jnp.exp(l - shift), shift - l)
+    """e_j (c - l_j): the terms of E, not yet divided by the total.
+
+    A logit of -inf, whose e_j is 0, has a finite difference here in place of an infinite one, without a select.
+    """
+    return jnp.exp(l - shift) * jnp.minimum(shift - l, jnp.finfo(l.dtype).max)
 
 
 def mean_gap(others: jax.Array, leading: jax.Array, gaps: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ References: Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867 (the r
 2024, https://arxiv.org/abs/2411.09009 (logits in blocks); Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ from jaxnorm._rules.cross_entropy import (
     dweights,
     exponentials,
     finite,
-    leaders,
+    others,
     smooth_terms,
     softcapped,
 )
@@ -142,6 +143,9 @@ def no_columns(options: LabelOptions, inputs: Inputs) -> Sums:
 
 def add_block(rows: Rows, options: LabelOptions, sums: Sums, block: Block) -> Sums:
     """One step of (2) to (4)."""
+    if options.logit_softcap is not None and (options.return_entropy or options.return_top):
+        # Else XLA might multiply by the cap and subtract c with one rounding, and no logit would equal c.
+        block = block._replace(logits=lax.optimization_barrier(block.logits))
     here = rows.largest(_itself, block.logits)
     moved = shifted(sums, lax.stop_gradient(jnp.maximum(sums.largest, here)))
     shift = finite(moved.largest)
@@ -154,11 +158,10 @@ def add_block(rows: Rows, options: LabelOptions, sums: Sums, block: Block) -> Su
     if moved.leading is None or moved.gaps is None:
         moved = moved._replace(others=moved.others + rows.total(exponentials, block.logits, shift, block.own))  # (2)
     else:
-        of_block = leaders(rows, _itself, shift, block.logits)
         moved = moved._replace(
-            others=moved.others + of_block.others,  # (4)
-            leading=moved.leading + of_block.leading,  # (4)
-            gaps=moved.gaps + rows.total(entropy.gap_terms, block.logits, shift),  # (4)
+            others=moved.others + rows.alone(functools.partial(others, rows), block.logits, shift),  # (4)
+            leading=moved.leading + rows.alone(rows.leads, block.logits, shift),  # (4)
+            gaps=moved.gaps + rows.alone(entropy.gap_terms, block.logits, shift),  # (4)
         )
     return _smoothed(rows, block, shift, moved) if options.label_smoothing else moved
 
@@ -181,13 +184,13 @@ def shifted(sums: Sums, largest: jax.Array) -> Sums:
     nothing, step = sums.largest == -jnp.inf, finite(largest) - finite(sums.largest)
     factor = jnp.where(nothing, 0, jnp.exp(jnp.where(nothing, 0, -step)))
     step = jnp.where(nothing, 0, step)
-    others, leading, gaps = sums.others, sums.leading, sums.gaps
+    rest, leading, gaps = sums.others, sums.leading, sums.gaps
     if leading is not None and gaps is not None:
-        gaps = (gaps + step * (others + leading)) * factor  # (4)
-        others = others + jnp.where(step > 0, leading, 0)  # (4)
+        gaps = (gaps + step * (rest + leading)) * factor  # (4)
+        rest = rest + jnp.where(step > 0, leading, 0)  # (4)
         leading = jnp.where(step > 0, 0, leading)  # (4)
     smooth = sums.smooth + step * sums.weights  # (3)
-    return sums._replace(largest=largest, others=others * factor, smooth=smooth, leading=leading, gaps=gaps)  # (2)
+    return sums._replace(largest=largest, others=rest * factor, smooth=smooth, leading=leading, gaps=gaps)  # (2)
 
 
 def over_devices(sums: Sums, axis_name: AxisName, classes: int) -> Sums:
@@ -199,9 +202,9 @@ def over_devices(sums: Sums, axis_name: AxisName, classes: int) -> Sums:
         top = lax.pmin(jnp.where(has_it, top, classes), axis_name)
     sums = shifted(sums, largest)
     parts = [part for part in (sums.others, sums.logit, sums.smooth, sums.leading, sums.gaps) if part is not None]
-    others, logit, smooth, *of_entropy = lax.psum(jnp.stack(parts), axis_name)
+    rest, logit, smooth, *of_entropy = lax.psum(jnp.stack(parts), axis_name)
     leading, gaps = of_entropy or (None, None)
-    return sums._replace(others=others, logit=logit, smooth=smooth, leading=leading, gaps=gaps, top=top)
+    return sums._replace(others=rest, logit=logit, smooth=smooth, leading=leading, gaps=gaps, top=top)
 
 
 def without_label(sums: Sums, e_y: jax.Array) -> jax.Array:

@@ -137,11 +137,11 @@ def add_block(rows: Rows, sums: Sums, block: Block) -> Sums:
     """One step of (2) to (4)."""
     here = Maxima(rows.largest(_itself, block.t), rows.largest(_itself, block.s))
     old = rescaled(sums, Maxima(*map(jnp.maximum, sums.maxima, here)))
-    t, s = (logits - finite(largest) for logits, largest in zip((block.t, block.s), old.maxima, strict=True))
-    total = old.total + rows.total(jnp.exp, t)  # (2)
-    step = rows.total(_deviations, t, s, old.mean)
+    logits = block.t, block.s, *map(finite, old.maxima)
+    total = old.total + rows.alone(_weights, block.t, logits[2])  # (2)
+    step = rows.alone(_deviations, *logits, old.mean)
     moved = about_mean(old, old.mean + step * reciprocal(total))  # (2)
-    of_block = rows.total(_excesses, t, s, moved.mean, moved.scale)
+    of_block = rows.alone(_excesses, *logits, moved.mean, moved.scale)
     return moved._replace(total=total, excess=moved.excess + of_block)  # (3)
 
 
@@ -185,27 +185,32 @@ def log_ratio(sums: Sums) -> jax.Array:
     return jnp.where(is_scaled, jnp.log(scaled), jnp.log1p(jnp.where(is_scaled, 0, mean_excess)))
 
 
-# --- their terms, of logits from which the maxima are subtracted ----------------------------------------------------
+# --- their terms ----------------------------------------------------------------------------------------------------
 
 
 def _itself(array: jax.Array) -> jax.Array:
     return array
 
 
-def _differences(t: jax.Array, s: jax.Array) -> jax.Array:
+def _weights(t: jax.Array, c: jax.Array) -> jax.Array:
+    """w_j."""
+    return jnp.exp(t - c)
+
+
+def _differences(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array) -> jax.Array:
     """u_j, 0 for a class that both exclude."""
     excluded = jnp.maximum(s, t) == -jnp.inf
-    return jnp.where(excluded, 0, s - jnp.where(excluded, 0, t))
+    return jnp.where(excluded, 0, (s - a) - (jnp.where(excluded, 0, t) - c))
 
 
-def _deviations(t: jax.Array, s: jax.Array, mean: jax.Array) -> jax.Array:
+def _deviations(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array, mean: jax.Array) -> jax.Array:
     """w_j (u_j - m), without a class that the student excludes, whose term in F is infinite already."""
-    return jnp.where(s == -jnp.inf, 0, times(jnp.exp(t), _differences(t, s) - mean))
+    return jnp.where(s == -jnp.inf, 0, times(_weights(t, c), _differences(t, s, c, a) - mean))
 
 
-def _excesses(t: jax.Array, s: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
+def _excesses(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:
     """w_j phi(u_j - m) exp(-r)."""
-    return excess(jnp.exp(t), _differences(t, s) - mean, s - (mean + scale), scale)
+    return excess(_weights(t, c), _differences(t, s, c, a) - mean, (s - a) - (mean + scale), scale)
 
 
 def excess(w: jax.Array, v: jax.Array, exponent: jax.Array, scale: jax.Array) -> jax.Array:
@@ -254,9 +259,9 @@ def row_of(sums: Sums) -> tuple[Row, jax.Array]:
 
 def dlogits(row: Row, temperature: float, g: jax.Array, block: Block) -> jax.Array:
     """The cotangent (5) of the student's logits before the temperature."""
-    t, s = block.t - row.maxima.t, block.s - row.maxima.s
-    p, d = jnp.exp(t) * reciprocal(row.total), _differences(t, s) - row.change
+    p = _weights(block.t, row.maxima.t) * reciprocal(row.total)
+    d = _differences(block.t, block.s, *row.maxima) - row.change
     is_large = d > 1
     log_total = jnp.log(jnp.where(row.total == 0, 1, row.total))
-    q = jnp.exp(jnp.where(is_large, s - (row.change + log_total), 0))
+    q = jnp.exp(jnp.where(is_large, (block.s - row.maxima.s) - (row.change + log_total), 0))
     return g / temperature * jnp.where(is_large, q - p, p * jnp.expm1(jnp.where(is_large, 0, d)))  # (5)

@@ -142,7 +142,7 @@ def _divergence_fwd(options: Options, *arrays: Any) -> tuple[jax.Array, Residual
         return rule.add_block(OnePass((1,)), sums, rule.block_of(dot, counted, options.temperature, start, size))
 
     first = varying_like(rule.no_columns(inputs), *jax.tree.leaves((inputs, device)))
-    sums = over_blocks(inputs.student.kernel.shape[1], options.block_size, inputs.tokens, add, first)
+    sums = over_blocks(inputs.student.kernel.shape[1], options.block_size, 2 * inputs.tokens, add, first)
     if options.axis_name is not None:
         sums = rule.over_devices(sums, options.axis_name)
     row, kl = rule.row_of(sums)
@@ -169,7 +169,7 @@ def _divergence_bwd(options: Options, residuals: Residuals, g: jax.Array) -> tup
 
     others = *jax.tree.leaves(residuals), g
     first = varying_like(no_layer_gradients(layer, dtype, written_dtype(layer.kernel, dtype, *others)), *others)
-    sums = over_blocks(layer.kernel.shape[1], options.block_size, inputs.tokens, add, first)
+    sums = over_blocks(layer.kernel.shape[1], options.block_size, 2 * inputs.tokens, add, first)
     return *layer_cotangents(layer, sums), None, None, None, None
 
 

@@ -19,6 +19,7 @@ from jaxnorm.losses import (
     softmax_cross_entropy_with_integer_labels,
 )
 from jaxnorm.losses._linear import linear_softmax_cross_entropy
+from jaxnorm.losses._linear_kl import linear_softmax_kl_divergence
 from jaxnorm.norms import group_norm, instance_norm, layer_norm, normalize, rms_norm
 from jaxnorm.pooling import avg_pool, max_pool
 
@@ -36,6 +37,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "linear_softmax_cross_entropy",
+    "linear_softmax_kl_divergence",
     "log_softmax",
     "max_pool",
     "multiclass_hinge_loss",

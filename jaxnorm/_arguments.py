@@ -49,6 +49,23 @@ def as_parameter(name: str, value: ArrayLike | None, shape: tuple[int, ...], mea
     return array
 
 
+def as_layer(
+    prefix: str, hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The last layer of a classifier: hidden (..., H), kernel (H, V), optional bias (V,), each named with `prefix`."""
+    name, of_kernel = f"{prefix}hidden", f"{prefix}kernel"
+    hidden, kernel = as_float_array(name, hidden), as_float_array(of_kernel, kernel)
+    if hidden.ndim < 1:
+        raise ValueError(f"{name} must have a feature axis, got shape {hidden.shape}")
+    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1]:
+        raise ValueError(
+            f"{of_kernel} must have shape ({hidden.shape[-1]}, V) for {name} of shape {hidden.shape}, "
+            f"got {kernel.shape}"
+        )
+    columns = f"the columns of {of_kernel} of shape {kernel.shape}"
+    return hidden, kernel, as_parameter(f"{prefix}bias", bias, kernel.shape[1:], columns)
+
+
 def as_mask(where: ArrayLike | None, shape: tuple[int, ...], of: str) -> jax.Array | None:
     """An optional boolean mask that broadcasts to `shape`, the shape of the argument called `of`."""
     if where is None:

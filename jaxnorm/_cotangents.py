@@ -49,6 +49,15 @@ def varying_like(tree: Any, *others: jax.Array | None) -> Any:
     return jax.tree.map(vary, tree)
 
 
+def written_dtype(primal: jax.Array, dtype: Any, *others: jax.Array | None) -> Any:
+    """The dtype for a cotangent of `primal` of which each element is written once, computed in `dtype` from `others`.
+
+    It is the primal's own, unless `cotangent_for` has still to sum it over devices.
+    """
+    spread = frozenset().union(*(varying_axes(o) for o in others if o is not None)) - varying_axes(primal)
+    return dtype if spread else primal.dtype
+
+
 def sum_to_shape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The transpose of broadcasting `shape` to `x.shape`: sums over the axes that were added or stretched."""
     kept = expand_rank(shape, x.ndim)

@@ -19,7 +19,7 @@ GRID = jax.make_mesh((4, 2), ("batch", "features"), axis_types=(AxisType.Auto,) 
 SHARED = [*CHOSEN, *(c for c in CASES if c.label == "masked" and c.name in ("layer_norm", "rms_norm", "batch_norm"))]
 
 # The arguments that do not grow with the batch: every device has them whole, or its slice of their features.
-PARAMETERS = ("scale", "bias", "kernel", "stats", "class_weights")
+PARAMETERS = ("scale", "bias", "kernel", "stats", "class_weights", "teacher_kernel", "teacher_bias")
 
 
 class Problem(NamedTuple):

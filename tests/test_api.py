@@ -28,7 +28,10 @@ softmax_cross_entropy(logits, labels, axis=-1, where=None, *, label_smoothing=0.
 softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None, *, ignore_index=None,\
  label_smoothing=0.0, class_weights=None, logit_softcap=None, return_lse=False)
 linear_softmax_cross_entropy(hidden, kernel, labels, bias=None, *, ignore_index=None, label_smoothing=0.0,\
- class_weights=None, logit_softcap=None, block_size=None, axis_name=None, return_lse=False)
+ class_weights=None, logit_softcap=None, block_size=None, axis_name=None, return_lse=False, return_entropy=False,\
+ return_top=False)
+linear_softmax_kl_divergence(hidden, kernel, teacher_hidden, teacher_kernel, bias=None, teacher_bias=None, *,\
+ temperature=1.0, where=None, block_size=None, axis_name=None)
 multiclass_svm_loss(scores, labels, *, axis=-1, margin=1.0, power=1, class_weights=None)
 multiclass_hinge_loss(scores, labels, *, axis=-1, margin=1.0)
 affine(x, kernel, bias=None, *, num_feature_axes=1, precision=None)

@@ -43,6 +43,7 @@ FUNCTIONS = {
     "dense labels": (jn.softmax_cross_entropy, [("b", 6), ("b", 6)]),
     **{name: (partial(with_labels, loss), [("b", 6)]) for name, loss in LOSSES.items()},
     "linear loss": (partial(with_labels, jn.linear_softmax_cross_entropy), [("b", 6), (6, 40)]),
+    "linear KL": (jn.linear_softmax_kl_divergence, [("b", 6), (6, 40), ("b", 5), (5, 40)]),
     "affine": (jn.affine, [("b", 5, 6), (6, 4), (4,)]),
     "affine and ReLU": (jn.affine_relu, [("b", 6), (6, 4), (4,)]),
     "ReLU": (jn.relu, [("b", 6)]),

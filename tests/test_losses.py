@@ -376,6 +376,22 @@ X, Y = jnp.ones((2, 3)), jnp.zeros(2, int)
         ),
         (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((3, 5)), Y, block_size=0), ValueError, "block_size"),
         (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((3, 5)), Y, axis_name="v"), ValueError, "axis_name.*'v'"),
+        (lambda: jn.linear_softmax_cross_entropy(X, X.T, Y, return_entropy=1), TypeError, "return_entropy"),
+        (
+            lambda: jn.linear_softmax_kl_divergence(X, X.T, X[:1], X.T),
+            ValueError,
+            "teacher_hidden must have the tokens",
+        ),
+        (
+            lambda: jn.linear_softmax_kl_divergence(X, X.T, X, jnp.ones((3, 4))),
+            ValueError,
+            "teacher_kernel .* 2 columns",
+        ),
+        (lambda: jn.linear_softmax_kl_divergence(X, X.T, X, X), ValueError, r"teacher_kernel must have shape \(3, V\)"),
+        (lambda: jn.linear_softmax_kl_divergence(X, X.T, X, X.T, temperature=0), ValueError, "temperature must be"),
+        (lambda: jn.linear_softmax_kl_divergence(X, X.T, X, X.T, where=X[0] > 0), ValueError, "where of shape"),
+        (lambda: jn.linear_softmax_kl_divergence(X, X.T, X, X.T, where=X), TypeError, "where must be boolean"),
+        (lambda: jn.linear_softmax_kl_divergence(X, X.T, Y, X.T), TypeError, "teacher_hidden must be a floating"),
         (lambda: jn.linear_softmax_cross_entropy(X, jnp.ones((3, 5)), Y, jnp.ones(3)), ValueError, "bias must have"),
     ],
 )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._arguments import Axes
@@ -31,6 +32,31 @@ def dot(
     # outlined, since XLA would keep the operands that it widened in the forward pass until the backward pass.
     otherwise = product if a.dtype == b.dtype else widened
     return lax.platform_dependent(a, b, cpu=functools.partial(outlined, widened), default=otherwise)
+
+
+def dot_of_cotangent(x: jax.Array, kernel: jax.Array, dtype: Any) -> Callable[..., jax.Array]:
+    """`dot` for the products of a layer's cotangent, which is in `dtype`, with its `x` and its `kernel`.
+
+    If both are bfloat16, the cotangent is rounded to it where that doubles the rate of a product and halves what it
+    reads, which is anywhere but on a CPU. float16 has too few exponents for a cotangent.
+    """
+
+    def widened(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
+        return dot(cast(a, dtype), cast(b, dtype), axes, dtype)
+
+    def rounded(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes]) -> jax.Array:
+        return dot(cast(a, x.dtype), cast(b, x.dtype), axes, dtype)
+
+    def either(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any) -> jax.Array:
+        del dtype
+        wide, narrow = (functools.partial(form, axes=axes) for form in (widened, rounded))
+        return lax.platform_dependent(a, b, cpu=wide, default=narrow)
+
+    def in_dtype(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any) -> jax.Array:
+        del dtype
+        return widened(a, b, axes)
+
+    return either if x.dtype == kernel.dtype == jnp.bfloat16 and dtype == jnp.float32 else in_dtype
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

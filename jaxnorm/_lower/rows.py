@@ -37,9 +37,11 @@ T = TypeVar("T")
 FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
-BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss
-SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
+BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss on a CPU
 MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
+WIDE_BLOCK_ELEMENTS = 1 << 23  # the same two on a GPU or TPU
+WIDE_MIN_COLUMNS = 1024
+SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,32 @@ class Rows:
         """
         steep = 1 / jnp.finfo(logits.dtype).tiny
         return jnp.maximum(0, 1 + steep * lax.stop_gradient(logits - shift))
+
+    def alone(self, of: Elementwise, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)`, which shares nothing with another sum of the same operands.
+
+        XLA's CPU backend would compute an exponential that two sums need once, and write it to memory.
+        """
+        if self._is_few(_shape(operands)):
+            return self._unrolled(lax.add, self._sum, of, operands)
+        return outlined_on_cpu(functools.partial(self._sum, of), *operands)
+
+    def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
+        """The first class, int32, whose logit is the largest; any class where that is infinite or NaN.
+
+        XLA's CPU backend would write the indices to memory for an argmax, as it does a select's result. So the classes
+        that lead are counted down from the number of classes, the others from 0, and the maximum is taken.
+        """
+        (axis,) = self.axes
+        classes = logits.shape[axis]
+        index = lax.broadcasted_iota(logits.dtype, [classes if a == axis else 1 for a in range(logits.ndim)], axis)
+
+        def countdown(logits: jax.Array, largest: jax.Array, index: jax.Array) -> jax.Array:
+            return self.leads(logits, largest) * classes - index
+
+        count = functools.partial(self.largest, countdown)
+        highest = outlined_on_cpu(count, *lax.stop_gradient((logits, largest)), index)
+        return cast(jnp.clip(classes - highest, 0, max(classes - 1, 0)), jnp.int32)
 
     @staticmethod
     def per_row(of: Callable[..., T], *arrays: jax.Array) -> T:
@@ -228,19 +256,37 @@ def _shape(operands: tuple[Any, ...]) -> Any:
 # --- blocks of columns ----------------------------------------------------------------------------------------------
 
 
-def block_width(tokens: int) -> int:
-    """How many columns of logits to compute at a time.
+def block_widths(tokens: int) -> tuple[int, int]:
+    """How many columns of logits to compute at a time: on a CPU, and on a GPU or TPU.
 
-    A block is large enough for products at full speed and small enough to stay in a processor's cache.
+    On a CPU a block is large enough for products at full speed and small enough to stay in the cache. A GPU or TPU
+    reads all hidden rows and their running gradient once for each block, which few columns would not outweigh.
     """
-    return max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS) if isinstance(tokens, int) else SYMBOLIC_COLUMNS
+    if not isinstance(tokens, int):
+        return SYMBOLIC_COLUMNS, SYMBOLIC_COLUMNS
+    of_cpu = max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
+    return of_cpu, max(WIDE_BLOCK_ELEMENTS // max(tokens, 1), WIDE_MIN_COLUMNS)
 
 
-def over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
-    """`add(sums, start, size)` over all blocks: the full ones in a scan, then the remainder as a narrower one.
+def over_blocks(
+    columns: int, width: int | None, tokens: int, add: Callable[[T, jax.Array | int, int], T], sums: T
+) -> T:
+    """`add(sums, start, size)` over all blocks of columns; without a width, of one that suits the platform."""
 
-    No column is padded or counted twice.
-    """
+    def in_blocks(width: int, sums: T) -> T:
+        return _over_blocks(columns, min(width, max(columns, 1)), add, sums)
+
+    if width is not None:
+        return in_blocks(width, sums)
+    narrow, wide = block_widths(tokens)
+    if narrow == wide or not at_most(narrow, columns - 1, unknown=True):
+        return in_blocks(narrow, sums)
+    cpu, default = (functools.partial(in_blocks, chosen) for chosen in (narrow, wide))
+    return lax.platform_dependent(sums, cpu=cpu, default=default)
+
+
+def _over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
+    """The full blocks in a scan, then the remainder as a narrower one: no column is padded or counted twice."""
     count = columns // width
     starts = width * jnp.arange(count, dtype=jnp.int32)
     sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)

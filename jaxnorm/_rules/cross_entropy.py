@@ -70,6 +70,14 @@ class Rows(Protocol):
         """[l = c], without derivative."""
         ...
 
+    def alone(self, of: Elementwise, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)`, which shares nothing with another sum of the same operands."""
+        ...
+
+    def first(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
+        """The first class, int32, whose logit is the largest."""
+        ...
+
     def per_row(self, of: Callable[..., Any], *arrays: jax.Array) -> Any:
         """`of(*arrays)` for arrays of one number per row."""
         ...
@@ -104,13 +112,17 @@ def leaders(rows: Rows, logits_of: Elementwise, shift: jax.Array, *operands: Any
     """
 
     def other(shift: jax.Array, *operands: Any) -> jax.Array:
-        logits = logits_of(*operands)
-        return jnp.exp(logits - shift) - rows.leads(logits, shift)
+        return others(rows, logits_of(*operands), shift)
 
     def leading(shift: jax.Array, *operands: Any) -> jax.Array:
         return rows.leads(logits_of(*operands), shift)
 
     return Leaders(shift, *rows.totals((other, leading), shift, *operands))
+
+
+def others(rows: Rows, l: jax.Array, shift: jax.Array) -> jax.Array:
+    """e_j, without the leaders' 1."""
+    return jnp.exp(l - shift) - rows.leads(l, shift)
 
 
 def log_total(others: jax.Array, e_k: jax.Array) -> jax.Array:
@@ -135,6 +147,18 @@ class LabelOptions:
     ignore_index: int | None
     logit_softcap: float | None
     return_lse: bool
+    return_entropy: bool = False
+    return_top: bool = False
+
+    @property
+    def returned(self) -> tuple[bool, bool, bool]:
+        """What is returned after the loss: lse, entropy, top class."""
+        return self.return_lse, self.return_entropy, self.return_top
+
+    @property
+    def loss_alone(self) -> bool:
+        """Whether nothing else is returned that has a gradient."""
+        return not (self.return_lse or self.return_entropy)
 
 
 class Label(NamedTuple):
@@ -276,15 +300,21 @@ def dlogits(
     weights: jax.Array,
     logits: jax.Array,
     mask: jax.Array | None = None,
+    others: jax.Array | None = None,
 ) -> jax.Array:
-    """The cotangent of the uncapped logits, from e_j (anything at the label), [j = y] and w_j."""
+    """The cotangent of the uncapped logits, from e_j (anything at the label), [j = y] and w_j.
+
+    `others` is the cotangent of the capped logits by what else is returned.
+    """
     dl = factors.of_e * e
     if options.label_smoothing:
         dl = dl - factors.of_w * weights  # (7)
     dl = keep(jnp.where(own, factors.at_label, dl), mask)  # (8)
+    if others is not None:
+        dl = dl + others
     if options.logit_softcap is not None:
         dl = dl * softcap_slope(options.logit_softcap, logits)  # (10)
-    if row.label.ignored is not None and not options.return_lse:
+    if row.label.ignored is not None and options.loss_alone:
         dl = jnp.where(row.label.ignored, 0, dl)  # the logits of padding may be NaN, and 0 * NaN is not 0
     return dl
 

@@ -193,16 +193,25 @@ def _linear_loss_cases() -> list[Case]:
     bias, weights = _normal(11, seed=2), np.abs(_normal(11, seed=3)) + 0.1
     ignored = np.where(_mask(3, 5, seed=4), y, -100)
     everything = {"ignore_index": -100, "label_smoothing": 0.3, "logit_softcap": 3.0, "return_lse": True}
+    teacher = {"teacher_hidden": _normal(3, 5, 6, seed=5), "teacher_kernel": _normal(6, 11, seed=6)}
+    both = {"hidden": base["hidden"], "kernel": base["kernel"], **teacher}
+    of_tokens = {"bias": bias, "teacher_bias": _normal(11, seed=7), "where": _mask(3, 5, seed=8)}
     return [
         Case(name, "plain", base),
         Case(name, "bias and lse", {**base, "bias": bias}, {"return_lse": True, "block_size": 4}),
         Case(name, "weighted", {**base, "class_weights": weights}, {"block_size": 1}),
         Case(name, "smoothed", base, {"label_smoothing": 0.1, "block_size": 10}),
+        Case(name, "entropy and top", base, {"return_entropy": True, "return_top": True, "block_size": 4}),
         Case(
             name,
             "everything",
             {**base, "labels": ignored, "bias": bias, "class_weights": weights},
-            {**everything, "block_size": 3},
+            {**everything, "return_entropy": True, "block_size": 3},
+        ),
+        Case("linear_softmax_kl_divergence", "plain", both),
+        Case("linear_softmax_kl_divergence", "in blocks", both, {"block_size": 4}),
+        Case(
+            "linear_softmax_kl_divergence", "everything", {**both, **of_tokens}, {"temperature": 2.0, "block_size": 3}
         ),
     ]
 

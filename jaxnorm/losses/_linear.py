@@ -3,55 +3,37 @@
 The rule is `jaxnorm._rules.linear_cross_entropy`.
 """
 
-import dataclasses
 import functools
-import math
-from typing import Literal, NamedTuple, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm._arguments import (
     AxisName,
     as_class_weights,
-    as_float_array,
     as_labels,
-    as_parameter,
+    as_layer,
     devices_along,
     static_bool,
     static_float,
     static_int,
     static_softcap,
 )
-from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape, varying_axes, varying_like
-from jaxnorm._lower.products import dot
-from jaxnorm._lower.rows import OnePass, block_width, over_blocks
-from jaxnorm._rules import cross_entropy
-from jaxnorm._rules import linear_cross_entropy as rule
-from jaxnorm._rules.classes import in_range, per_class
 from jaxnorm._rules.cross_entropy import LabelOptions
 from jaxnorm._sharding import spec_of, with_shardings
+from jaxnorm.losses._linear_vjp import Options, linear_loss
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The static side: the cross-entropy's own, the block's width, and the devices that share the vocabulary."""
+class OtherOptions(TypedDict, total=False):
+    """The keyword arguments on which the type of the result does not depend."""
 
-    loss: LabelOptions
-    block_size: int
+    ignore_index: int | None
+    label_smoothing: float
+    class_weights: ArrayLike | None
+    logit_softcap: float | None
+    block_size: int | None
     axis_name: AxisName
-    classes: int  # of all devices
-
-
-class Residuals(NamedTuple):
-    """What is kept for the backward pass: the inputs and three numbers per token, (N, 1), float32 or float64."""
-
-    inputs: rule.Inputs  # the arguments, as they came
-    shift: jax.Array  # c: e_j comes back from it and a block of logits
-    others: jax.Array  # S: total is it and the label's e_y
-    logit: jax.Array  # the label's, which stands in one block only; -inf if the label is invalid
 
 
 @overload
@@ -61,13 +43,10 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike,
     bias: ArrayLike | None = ...,
     *,
-    ignore_index: int | None = ...,
-    label_smoothing: float = ...,
-    class_weights: ArrayLike | None = ...,
-    logit_softcap: float | None = ...,
-    block_size: int | None = ...,
-    axis_name: AxisName = ...,
     return_lse: Literal[False] = ...,
+    return_entropy: Literal[False] = ...,
+    return_top: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
 ) -> jax.Array: ...
 @overload
 def linear_softmax_cross_entropy(
@@ -76,14 +55,83 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike,
     bias: ArrayLike | None = ...,
     *,
-    ignore_index: int | None = ...,
-    label_smoothing: float = ...,
-    class_weights: ArrayLike | None = ...,
-    logit_softcap: float | None = ...,
-    block_size: int | None = ...,
-    axis_name: AxisName = ...,
-    return_lse: Literal[True],
+    return_lse: Literal[False] = ...,
+    return_entropy: Literal[False] = ...,
+    return_top: Literal[True],
+    **options: Unpack[OtherOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[False] = ...,
+    return_entropy: Literal[True],
+    return_top: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[False] = ...,
+    return_top: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[False] = ...,
+    return_entropy: Literal[True],
+    return_top: Literal[True],
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[False] = ...,
+    return_top: Literal[True],
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[True],
+    return_top: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+@overload
+def linear_softmax_cross_entropy(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    bias: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[True],
+    return_top: Literal[True],
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]: ...
 def linear_softmax_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
@@ -97,7 +145,9 @@ def linear_softmax_cross_entropy(
     block_size: int | None = None,
     axis_name: AxisName = None,
     return_lse: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+    return_entropy: bool = False,
+    return_top: bool = False,
+) -> jax.Array | tuple[jax.Array, ...]:
     """`softmax_cross_entropy_with_integer_labels(hidden @ kernel + bias, labels)` without logits of full size.
 
     Peak memory is that of `tokens * block_size` logits and of the gradients, whatever the vocabulary.
@@ -112,19 +162,25 @@ def linear_softmax_cross_entropy(
       label_smoothing: a in [0, 1], spread over all classes as in PyTorch; static.
       class_weights: float array of shape `(V,)`, as in PyTorch's `cross_entropy(reduction="none")`; differentiable.
       logit_softcap: t > 0 takes `t * tanh(logits / t)` for the logits; static.
-      block_size: how many columns of logits exist at a time, V a multiple of it or not; None chooses; static.
+      block_size: how many columns of logits exist at a time, V a multiple of it or not; None chooses by the number of
+        tokens and the platform; static.
       axis_name: a mapped axis over whose devices the vocabulary is split: `kernel` and `bias` are this device's
         columns (as many on each), `labels` and `class_weights` are of the whole vocabulary; static.
       return_lse: also return the log-sum-exp of each token's logits; static.
+      return_entropy: also return the entropy of each token's prediction, `lse - sum(p * logits)`; static.
+      return_top: also return the class of each token's largest logit, the first of several; static.
 
     Returns:
-      The loss, of the shape of `labels`, in the dtype of `hidden` (float32 for 16-bit inputs); with `return_lse` a pair
-      of it and the log-sum-exp, alike. Logits are accumulated and kept in float32, or float64 if an argument is.
+      The loss, of the shape of `labels`, in the dtype of `hidden` (float32 for 16-bit inputs), or a tuple of it and
+      what was asked for, in this order: the log-sum-exp and the entropy, alike, and the top class, int32. These are the
+      prediction's, whatever the label, with the soft cap and without weights and smoothing. Logits are accumulated and
+      kept in float32, or float64 if an argument is.
 
     Gradient:
       `dlogits @ kernel.T` for `hidden` and `hidden.T @ dlogits` for `kernel`, a block of columns at a time, accumulated
-      in float32 or float64. Kept for it: the inputs and three numbers per token; the backward pass computes each block
-      of logits once more.
+      in float32 or float64; the entropy adds `-p * (logits - lse + entropy)` to `dlogits`, and the top class has no
+      gradient. Kept for it: the inputs and three numbers per token, with the entropy four; the backward pass computes
+      each block of logits once more. A TPU or GPU rounds `dlogits` of bfloat16 inputs to bfloat16 for the two products.
 
     Raises:
       TypeError: `hidden`, `kernel`, `bias` or `class_weights` is not floating-point, or `labels` not integer.
@@ -136,115 +192,33 @@ def linear_softmax_cross_entropy(
       >>> hidden, kernel = jnp.ones((2, 3)), jnp.zeros((3, 5))
       >>> print(jn.linear_softmax_cross_entropy(hidden, kernel, jnp.array([0, 4]), block_size=2))
       [1.609438 1.609438]
+      >>> loss, entropy, top = jn.linear_softmax_cross_entropy(
+      ...     hidden, kernel.at[:, 2].set(10.0), jnp.array([0, 4]), return_entropy=True, return_top=True
+      ... )
+      >>> print(entropy, top)
+      [1.1604359e-11 1.1604359e-11] [2 2]
 
     References:
-      Wijmans et al. 2024, https://arxiv.org/abs/2411.09009.
+      Wijmans et al. 2024, https://arxiv.org/abs/2411.09009; Mnih et al. 2016, https://arxiv.org/abs/1602.01783 (the
+      entropy's use).
     """
-    hidden, kernel = as_float_array("hidden", hidden), as_float_array("kernel", kernel)
-    if hidden.ndim < 1:
-        raise ValueError(f"hidden must have a feature axis, got shape {hidden.shape}")
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1]:
-        raise ValueError(
-            f"kernel must have shape ({hidden.shape[-1]}, V) for hidden of shape {hidden.shape}, got {kernel.shape}"
-        )
+    hidden, kernel, bias = as_layer("", hidden, kernel, bias)
     columns = kernel.shape[1]
-    bias = as_parameter("bias", bias, (columns,), f"the columns of kernel of shape {kernel.shape}")
     labels = as_labels(labels, hidden.shape, hidden.ndim - 1, "hidden")
     classes = columns * devices_along(axis_name)
     weights = as_class_weights(class_weights, classes)
-    if block_size is None:
-        block_size = block_width(math.prod(labels.shape))
-    block_size = min(static_int("block_size", block_size, minimum=1), max(columns, 1))
     label_options = LabelOptions(
         static_float("label_smoothing", label_smoothing, 0.0, 1.0),
         None if ignore_index is None else static_int("ignore_index", ignore_index),
         static_softcap(logit_softcap),
         static_bool("return_lse", return_lse),
+        static_bool("return_entropy", return_entropy),
+        static_bool("return_top", return_top),
     )
-    options = Options(label_options, block_size, axis_name, classes)
-    of_arrays = functools.partial(_linear, options)
+    width = None if block_size is None else static_int("block_size", block_size, minimum=1)
+    options = Options(label_options, width, axis_name, classes)
+    of_arrays = functools.partial(linear_loss, options)
     spec, arrays = spec_of(hidden, without=[hidden.ndim - 1]), (hidden, kernel, labels, bias, weights)
-    results: tuple[jax.Array, jax.Array] = with_shardings(of_arrays, spec, *arrays)
-    return results if return_lse else results[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(
-    options: Options,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    labels: jax.Array,
-    bias: jax.Array | None,
-    class_weights: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    return _linear_fwd(options, hidden, kernel, labels, bias, class_weights)[0]
-
-
-def _linear_fwd(
-    options: Options,
-    hidden: jax.Array,
-    kernel: jax.Array,
-    labels: jax.Array,
-    bias: jax.Array | None,
-    class_weights: jax.Array | None,
-) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
-    offset = jnp.zeros((), jnp.int32)
-    if options.axis_name is not None:
-        offset = kernel.shape[1] * cast(lax.axis_index(options.axis_name), jnp.int32)
-    inputs = rule.Inputs(hidden, kernel, labels, bias, class_weights, offset)
-
-    def add(sums: rule.Sums, start: rule.Start, size: int) -> rule.Sums:
-        return rule.add_block(OnePass((1,)), options.loss, sums, rule.block_of(dot, options.loss, inputs, start, size))
-
-    first = varying_like(rule.no_columns(inputs), *jax.tree.leaves(inputs))
-    sums = over_blocks(kernel.shape[1], options.block_size, add, first)
-    if options.axis_name is not None:
-        sums = rule.over_devices(sums, options.axis_name)
-    logit = jnp.where(in_range(inputs.y, options.classes), sums.logit, -jnp.inf)
-    residuals = Residuals(inputs, cross_entropy.finite(sums.largest), sums.others, logit)
-    row = _row(options, residuals)
-    losses = cross_entropy.losses(options.loss, row, row.smoothing.uniform * sums.smooth)
-    loss, lse = (cast(reshape(value, labels.shape), compute_dtype(hidden)) for value in losses)
-    return (loss, lse), residuals
-
-
-def _linear_bwd(
-    options: Options, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, None, jax.Array | None, jax.Array | None]:
-    inputs, dtype = residuals.inputs, residuals.shift.dtype
-    g, h = (cast(reshape(cotangent, residuals.shift.shape), dtype) for cotangent in cotangents)
-    if options.axis_name is not None and not varying_axes(inputs.offset):
-        # With check_vma=False each device has its own part of the cotangents, and the transpose of the forward pass's
-        # psum is the psum of these parts. With check_vma=True every device has the whole cotangents already, and
-        # `cotangent_for` sums what the replicated arguments receive.
-        g, h = lax.psum((g, h), options.axis_name)
-    row = _row(options, residuals)
-    tokens = rule.Tokens(cast(inputs.x, dtype), g, row, cross_entropy.factors_of(options.loss, row, g, h))
-
-    def add(sums: rule.Gradients, start: rule.Start, size: int) -> rule.Gradients:
-        block = rule.block_of(dot, options.loss, inputs, start, size)
-        return rule.add_gradients(dot, options.loss, tokens, sums, block)
-
-    first = varying_like(rule.no_gradients(inputs), *jax.tree.leaves(residuals), g, h)
-    sums = over_blocks(inputs.kernel.shape[1], options.block_size, add, first)
-    dhidden = cotangent_for(inputs.hidden, reshape(sums.x, inputs.hidden.shape))
-    dkernel, dbias, dweights = cotangent_for(inputs.kernel, sums.kernel), None, None
-    if inputs.bias is not None and sums.bias is not None:
-        dbias = cotangent_for(inputs.bias, sums.bias)
-    if inputs.class_weights is not None and sums.class_weights is not None:
-        whole = varying_like(jnp.zeros(inputs.class_weights.shape, dtype), sums.class_weights)
-        dweights = cotangent_for(inputs.class_weights, rule.place(whole, sums.class_weights, inputs.offset))
-    return dhidden, dkernel, None, dbias, dweights
-
-
-_linear.defvjp(_linear_fwd, _linear_bwd)
-
-
-def _row(options: Options, residuals: Residuals) -> cross_entropy.Row:
-    """The cross-entropy's terms of each token, from what is kept."""
-    inputs, dtype = residuals.inputs, residuals.shift.dtype
-    weights = inputs.class_weights
-    label = cross_entropy.label_of(options.loss, inputs.y, options.classes, weights, None, dtype)
-    of_classes = jnp.ones((1, 1), dtype) if weights is None else per_class(cast(weights, dtype), 2, 1)
-    smoothing = cross_entropy.smoothing_of(options.loss, of_classes, None, (1, options.classes), 1)
-    return cross_entropy.Row(residuals.shift, residuals.others, residuals.logit, label, smoothing)
+    loss, *others = with_shardings(of_arrays, spec, *arrays)
+    wanted = [other for other, asked in zip(others, label_options.returned, strict=True) if asked]
+    return (loss, *wanted) if wanted else loss

@@ -8,6 +8,7 @@ and no argument checks. Arithmetic is in float32, or float64 if an argument is, 
 from jaxnorm.reference._layers import affine, affine_relu, conv, conv_transpose, relu
 from jaxnorm.reference._losses import (
     linear_softmax_cross_entropy,
+    linear_softmax_kl_divergence,
     log_softmax,
     multiclass_hinge_loss,
     multiclass_svm_loss,
@@ -40,6 +41,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "linear_softmax_cross_entropy",
+    "linear_softmax_kl_divergence",
     "log_softmax",
     "max_pool",
     "multiclass_hinge_loss",

@@ -120,6 +120,8 @@ def linear_softmax_cross_entropy(
     block_size=None,
     axis_name=None,
     return_lse=False,
+    return_entropy=False,
+    return_top=False,
 ):
     del block_size  # how the rule goes about it; the result is the same
     dtype = _loss_dtype(hidden)
@@ -138,7 +140,51 @@ def linear_softmax_cross_entropy(
         logit_softcap=logit_softcap,
         return_lse=True,
     )
-    return (loss.astype(dtype), lse.astype(dtype)) if return_lse else loss.astype(dtype)
+    logits = logits if logit_softcap is None else logit_softcap * jnp.tanh(logits / logit_softcap)
+    entropy, top = _entropy(logits).astype(dtype), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy), (return_top, top)]
+    wanted = [other for is_wanted, other in others if is_wanted]
+    return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
+
+
+def _entropy(logits):
+    log_p, _ = _row_log_softmax(logits, -1, None)
+    log_p = jnp.where(log_p == -jnp.inf, 0, log_p)
+    return -jnp.sum(jnp.where(logits == -jnp.inf, 0, jnp.exp(log_p) * log_p), axis=-1)
+
+
+def linear_softmax_kl_divergence(
+    hidden,
+    kernel,
+    teacher_hidden,
+    teacher_kernel,
+    bias=None,
+    teacher_bias=None,
+    *,
+    temperature=1.0,
+    where=None,
+    block_size=None,
+    axis_name=None,
+):
+    del block_size  # how the rule goes about it; the result is the same
+    dtype = _loss_dtype(hidden)
+    arrays = compute(hidden, kernel, bias, teacher_hidden, teacher_kernel, teacher_bias)
+
+    def log_probabilities(hidden, kernel, bias):
+        if where is not None:
+            hidden = jnp.where(jnp.expand_dims(jnp.broadcast_to(where, hidden.shape[:-1]), -1), hidden, 0)
+        logits = jnp.matmul(hidden, kernel)
+        if bias is not None:
+            logits = logits + jnp.broadcast_to(bias, logits.shape)
+        if axis_name is not None:
+            logits = lax.all_gather(logits, axis_name, axis=logits.ndim - 1, tiled=True)
+        return _row_log_softmax(logits / temperature, -1, None)[0]
+
+    log_q, log_p = log_probabilities(*arrays[:3]), lax.stop_gradient(log_probabilities(*arrays[3:]))
+    possible = log_p != -jnp.inf
+    log_q, log_p = (jnp.where(possible, value, 0) for value in (log_q, log_p))
+    loss = jnp.sum(jnp.where(possible, jnp.exp(log_p) * (log_p - log_q), 0), axis=-1)
+    return (loss if where is None else jnp.where(where, loss, 0)).astype(dtype)
 
 
 def _wrong_margins(scores, labels, axis, margin):

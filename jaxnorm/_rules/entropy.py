@@ -1,0 +1,63 @@
+"""The entropy of a prediction, and its gradient.
+
+Forward, with c, e_j, total and p_j of `jaxnorm._rules.cross_entropy`, where the leaders are the classes with l_j = c:
+
+    H = -sum_j p_j log(p_j) = log(total) + E        E = sum_j p_j (c - l_j)                                          (1)
+    log(total) = log1p(R + (leaders - 1))        R = sum of e_j over all classes but the leaders                     (2)
+
+Backward, for the cotangent k of H. By dp_i/dl_j = p_i (delta_ij - p_j), dE/dl_j = p_j ((c - l_j) - 1 - E), and
+d log(total)/dl_j = p_j. So
+
+    dl_j = k p_j ((c - l_j) - E)                                                                                     (3)
+
+which is k p_j (-log(p_j) - H), without a difference of log(total) and itself. c is held constant.
+
+Digits. Every term of (1) and (2) is positive or 0. So H is never negative, and where one class leads far, and H goes to
+0, every digit of R and E stays. lse - sum_j p_j l_j is a difference of large numbers there.
+
+References: Shannon 1948, "A mathematical theory of communication"; Mnih et al. 2016,
+https://arxiv.org/abs/1602.01783 (the entropy in reinforcement learning).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm._rules.classes import times
+from jaxnorm._rules.cross_entropy import log_total, reciprocal
+
+
+class Entropy(NamedTuple):
+    """Per row, what the gradient (3) takes."""
+
+    of_e: jax.Array  # k / total
+    gap: jax.Array  # E
+
+
+def gap_terms(l: jax.Array, shift: jax.Array) -> jax.Array:
+    """e_j (c - l_j): the terms of E, not yet divided by the total.
+
+    A logit of -inf, whose e_j is 0, has a finite difference here in place of an infinite one, without a select.
+    """
+    return jnp.exp(l - shift) * jnp.minimum(shift - l, jnp.finfo(l.dtype).max)
+
+
+def mean_gap(others: jax.Array, leading: jax.Array, gaps: jax.Array) -> jax.Array:
+    """E of (1), from R, the number of leaders, and the sum of `gap_terms`; 0 for a row without classes."""
+    return gaps * reciprocal(others + leading)
+
+
+def entropy_of(others: jax.Array, leading: jax.Array, gap: jax.Array) -> jax.Array:
+    """H of (1) and (2); 0 for a row without classes."""
+    return log_total(others, leading) + gap  # (1), (2)
+
+
+def entropy_factors(total: jax.Array, gap: jax.Array, k: jax.Array) -> Entropy:
+    """The factors of (3)."""
+    return Entropy(k * reciprocal(total), gap)
+
+
+def dlogits(entropy: Entropy, e: jax.Array, l: jax.Array, shift: jax.Array) -> jax.Array:
+    """The cotangent (3) of the logits, of which e_j is the exponential."""
+    return entropy.of_e * times(e, (shift - l) - entropy.gap)  # (3)

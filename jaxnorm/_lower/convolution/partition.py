@@ -104,14 +104,14 @@ def _sharding_rule(product: Product, mesh: Mesh, operands: Sequence[Any], result
     sizes = _sizes(product, factors, [kind.shape for kind in (*operands, *results)])
     arrays = [[[name for name in names if sizes[name] > 1] or names[:1] for names in axes] for axes in factors]
     texts = [" ".join(n[0] if len(n) == 1 else f"({' '.join(n)})" for n in axes) for axes in arrays]
-    used = {name for axes in arrays for names in axes for name in names}
+    used = list(dict.fromkeys(name for axes in arrays for names in axes for name in names))
     whole = {names[0] for axes in arrays for names in axes if len(names) == 1}
-    summed = {name for axes in arrays[:2] for n in axes for name in n} - {name for n in arrays[2] for name in n}
-    gathered = {name for name in used if name[0] in "kxyse"}
+    in_result = {name for names in arrays[2] for name in names}
+    gathered = [name for name in used if name[0] in "kxyse"]
     return f"{texts[0]}, {texts[1]} -> {texts[2]}", {
-        "reduction_factors": tuple(sorted(summed - gathered)),
-        "need_replication_factors": tuple(sorted(gathered)),
-        **{name: sizes[name] for name in sorted(used - whole)},
+        "reduction_factors": tuple(name for name in used if name not in in_result and name not in gathered),
+        "need_replication_factors": tuple(gathered),
+        **{name: sizes[name] for name in used if name not in whole},
     }
 
 

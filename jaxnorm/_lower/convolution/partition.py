@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm._lower.convolution.geometry import Geometry, Order, dilated
 from jaxnorm._lower.convolution.product import Product
@@ -183,7 +183,7 @@ def _partition(product: Product, mesh: Mesh, operands: Any, result: Any) -> tupl
     """For XLA: the mesh, one device's part, and how the result and the arrays are split for it."""
     arrays = (*operands, result)
     if mesh.empty:  # without a mesh of the caller's, all is gathered
-        devices = sorted(result.sharding.device_set, key=lambda device: device.id)
+        devices = sorted(operands[0].sharding.device_set, key=lambda device: device.id)
         mesh = Mesh(np.array(devices), ("devices",))
     split = _split(product, mesh, arrays)
     *of_operands, of_result = (
@@ -204,10 +204,17 @@ def _local(product: Product, mesh: Mesh, split: Split, a: jax.Array, b: jax.Arra
             geometry, before, after = local
             axis = product.a_order[1 + i] + sum(_transposed(product.levels)[0])
             a = _with_neighbours(a, axis, before, after, split[f"h{i}"], counts[f"h{i}"])
-    y = dataclasses.replace(product, geometry=geometry).compiled(a, b)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # which the caller's is no more
+        y = dataclasses.replace(product, geometry=geometry).compiled(a, b)
     in_result = {names[0] for names in _factors(product)[2]}
     summed = tuple(axis for name, axes in split.items() if name not in in_result for axis in axes)
     return lax.psum(y, summed) if summed else y
+
+
+def _infer(product: Product, mesh: Mesh, operands: Any, result: Any) -> Any:
+    """For the partitioner that Shardy replaced: how the result is split, from the arrays alone."""
+    result = jax.ShapeDtypeStruct(result.shape, result.dtype)
+    return _partition(product, mesh, operands, result)[2]
 
 
 def _with_neighbours(
@@ -224,4 +231,4 @@ def _with_neighbours(
     return lax.concatenate(parts, axis) if len(parts) > 1 else x
 
 
-partitioned.def_partition(_partition, sharding_rule=_sharding_rule)
+partitioned.def_partition(_partition, infer_sharding_from_operands=_infer, sharding_rule=_sharding_rule)

@@ -39,13 +39,19 @@ def apply(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _applied(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
-    # JAX finds in the program that the operation asks for its devices when it is lowered.
     program = jax.make_jaxpr(functools.partial(_program, product))(a, b)
     return product_p.bind(a, b, product=product, program=program)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once
 def _program(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
+    """What a product says of itself: its type, and that it asks for its devices when it is lowered, if there are any.
+
+    An abstract mesh, for export, has none.
+    """
+    meshes = (jax.typeof(array).sharding.mesh for array in (a, b))
+    if any(not mesh.empty and mesh.abstract_device is None for mesh in meshes):
+        return product.anywhere(a, b)
     return partitioned(product, a, b)
 
 
@@ -79,7 +85,7 @@ def _for_devices(module: mlir.ModuleContext, product: Product) -> Callable[[jax.
         return product.compiled if set(over.manual_axes) == set(over.mesh.axis_names) else product.anywhere
     if over.num_devices == 1:
         return product.compiled
-    if module.lowering_parameters.for_export:  # and so without functions of this process
+    if module.lowering_parameters.for_export or not over.device_assignment:  # and so without functions of this process
         return product.anywhere
     # JAX's cache of compiled programs sees of the operation what is written here, and not how it is split.
     return lambda a, b: set_xla_metadata(partitioned(product, a, b), product=str(product))

@@ -37,7 +37,7 @@ def forced(platform: str) -> Iterator[None]:
         _forced.pop()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself, which JAX's caches see fast
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # equal only to itself, which JAX's caches see fast
 class Formulations:
     """What is known of one kind of product.
 
@@ -58,6 +58,9 @@ class Formulations:
     batches: Callable[[Geometry, tuple[int, ...]], bool]
     sums_batch: bool
     waits: bool
+
+    def __repr__(self) -> str:
+        return self.on_cpu.__name__
 
 
 @dataclasses.dataclass(frozen=True)

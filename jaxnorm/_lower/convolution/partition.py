@@ -190,7 +190,12 @@ def _partition(product: Product, mesh: Mesh, operands: Any, result: Any) -> tupl
         NamedSharding(mesh, PartitionSpec(*(split.get(names[0], ()) or None for names in axes)))
         for axes in _factors(product)
     )
-    return mesh, functools.partial(_local, product, mesh, split), of_result, tuple(of_operands)
+
+    def local(a: jax.Array, b: jax.Array) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # as the caller's mesh is no more
+            return _local(product, mesh, split, a, b)
+
+    return mesh, local, of_result, tuple(of_operands)
 
 
 def _local(product: Product, mesh: Mesh, split: Split, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -202,10 +207,9 @@ def _local(product: Product, mesh: Mesh, split: Split, a: jax.Array, b: jax.Arra
             local = _local_rows(geometry, i, counts[f"h{i}"])
             assert local is not None
             geometry, before, after = local
-            axis = product.a_order[1 + i] + sum(_transposed(product.levels)[0])
+            axis = product.a_order[1 + i] + sum(of_a for of_a, _ in product.levels)
             a = _with_neighbours(a, axis, before, after, split[f"h{i}"], counts[f"h{i}"])
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # which the caller's is no more
-        y = dataclasses.replace(product, geometry=geometry).compiled(a, b)
+    y = dataclasses.replace(product, geometry=geometry).compiled(a, b)
     in_result = {names[0] for names in _factors(product)[2]}
     summed = tuple(axis for name, axes in split.items() if name not in in_result for axis in axes)
     return lax.psum(y, summed) if summed else y

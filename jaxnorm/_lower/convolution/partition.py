@@ -221,9 +221,7 @@ def _infer(product: Product, mesh: Mesh, operands: Any, result: Any) -> Any:
     return _partition(product, mesh, operands, result)[2]
 
 
-def _with_neighbours(
-    x: jax.Array, axis: int, before: int, after: int, names: tuple[str, ...], count: int
-) -> jax.Array:
+def _with_neighbours(x: jax.Array, axis: int, before: int, after: int, names: tuple[str, ...], count: int) -> jax.Array:
     """x and, along the axis, the last rows of the device before and the first of the one after; 0 at the ends."""
     parts = [x]
     if before:

@@ -119,10 +119,7 @@ ad.defbilinear(product_p, functools.partial(_transpose, 0), functools.partial(_t
 
 def _batch(arrays: Any, axes: Any, *, product: Product, program: Any) -> tuple[jax.Array, int]:
     del program
-    a, b = (
-        array if axis is None else jnp.moveaxis(array, axis, 0)
-        for array, axis in zip(arrays, axes, strict=True)
-    )
+    a, b = (array if axis is None else jnp.moveaxis(array, axis, 0) for array, axis in zip(arrays, axes, strict=True))
     of_a, of_b = (axis is not None for axis in axes)
     if not of_b and not product.formulations.sums_batch:
         return _folded(product, a, b), 0

@@ -7,7 +7,7 @@ as by an ensemble or for the gradient of each example, vmap does what it does to
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,14 +32,14 @@ class Call:
       levels: for each other vmap, from the outermost on, which of the given arrays have an axis for it in front.
     """
 
-    rule: Callable[..., jax.Array]
+    rule: Any  # whose call JAX types as no function
     options: Any
     x_axis: int | None
     y_axis: int
     given: tuple[bool, ...]
     levels: tuple[tuple[bool, ...], ...] = ()
 
-    def __call__(self, *arrays: jax.Array) -> jax.Array:
+    def __call__(self, *arrays: Any) -> jax.Array:
         """The rule, mapped."""
 
         def one(*arrays: jax.Array) -> jax.Array:
@@ -51,9 +51,7 @@ class Call:
         return one(*arrays)
 
 
-def shared(
-    rule: Callable[..., jax.Array], options: Any, *arrays: jax.Array | None, x_axis: int | None = None, y_axis: int = 0
-) -> jax.Array:
+def shared(rule: Any, options: Any, *arrays: jax.Array | None, x_axis: int | None = None, y_axis: int = 0) -> jax.Array:
     """`rule(options, *arrays)`, as one call on the examples of all the vmaps over x alone."""
     call = Call(rule, options, x_axis, y_axis, tuple(array is not None for array in arrays))
     return _bind(call, *(array for array in arrays if array is not None))

@@ -72,7 +72,7 @@ def by_taps(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     for k in np.ndindex(*geometry.kernel_size):
         met = by_group(tap(geometry, xp, k), groups)
         matrix = lax.dot_general(
-            met, parts, ((positions, positions), ((met.ndim - 2,),) * 2),
+            met, parts, ((positions, positions), ((met.ndim - 2,), (met.ndim - 2,))),
             precision=geometry.precision, preferred_element_type=geometry.dtype,
         )  # fmt: skip
         matrices.append(lax.collapse(jnp.moveaxis(matrix, 0, 1), 1))

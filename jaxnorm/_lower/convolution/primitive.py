@@ -87,8 +87,12 @@ def _for_devices(module: mlir.ModuleContext, product: Product) -> Callable[[jax.
         return product.compiled
     if module.lowering_parameters.for_export or not over.device_assignment:  # and so without functions of this process
         return product.anywhere
-    # JAX's cache of compiled programs sees of the operation what is written here, and not how it is split.
-    return lambda a, b: set_xla_metadata(partitioned(product, a, b), product=str(product))
+    return functools.partial(_marked, product)
+
+
+def _marked(product: Product, a: jax.Array, b: jax.Array) -> Any:
+    """The product, marked with what it is: JAX's cache of compiled programs sees the mark, and not how it is split."""
+    return set_xla_metadata(partitioned(product, a, b), product=str(product))
 
 
 # --- derivatives ----------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm._convolution_options import Options, checked
 from jaxnorm._cotangents import cast, cotangent_for
+from jaxnorm._examples import shared
 from jaxnorm._lower.convolution.choice import convolve, correlate
 from jaxnorm._lower.convolution.geometry import transposed_kernel
 from jaxnorm._sharding import entries_of, gathered, spec_of_entries, with_shardings
@@ -199,7 +200,8 @@ def _on_mesh(options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array 
     entries: list[Any] = [None] * x.ndim
     entries[of_y[0]] = entries_of(x)[of_x[0]]
     entries[of_y[-1]] = entries_of(kernel)[options.layout.kernel[-1]]
-    return with_shardings(functools.partial(_convolution, options), spec_of_entries(*entries), x, kernel, bias)
+    rule = functools.partial(shared, _convolution, options, x_axis=of_x[0], y_axis=of_y[0])
+    return with_shardings(rule, spec_of_entries(*entries), x, kernel, bias)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------

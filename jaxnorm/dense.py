@@ -30,6 +30,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import as_float_array, as_parameter, static_int
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape
+from jaxnorm._examples import shared
 from jaxnorm._lower.products import dot, over_kept, sum_over_rows
 from jaxnorm._sharding import entries_of, spec_of, spec_of_entries, with_shardings
 
@@ -227,7 +228,7 @@ def _of_options(options: Options, x: ArrayLike, kernel: ArrayLike, bias: ArrayLi
     """An affine layer of checked arrays; its columns are split as the kernel's are, if the rows leave them an axis."""
     x, kernel, bias = _checked(x, kernel, bias, options.num_feature_axes)
     spec = spec_of_entries(*entries_of(x)[: -options.num_feature_axes], entries_of(kernel)[1])
-    return with_shardings(functools.partial(_affine, options), spec, x, kernel, bias)
+    return with_shardings(functools.partial(shared, _affine, options), spec, x, kernel, bias)
 
 
 def _checked(x, kernel, bias, num_feature_axes) -> tuple[jax.Array, jax.Array, jax.Array | None]:

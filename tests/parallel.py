@@ -124,8 +124,6 @@ def by_jit(p: Problem, split: str) -> Any:
     """jit alone, over inputs that say where they are: the compiler divides the rules, which know nothing of it."""
     first = {
         "batch": (("batch", "features"),),
-        # Not the space alone: XLA's partitioner then sums a convolution's kernel gradient over the replicas too,
-        # that of `lax.conv_general_dilated` as well (jax 0.10.2 and 0.12.0).
         "batch and space": ("batch", "features"),
         "features": (),
         "batch and features": ("batch",),

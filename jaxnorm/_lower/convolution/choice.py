@@ -15,7 +15,8 @@ from jax import lax
 
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.convolution import forward, kernel_gradient
-from jaxnorm._lower.convolution.geometry import Geometry, Order
+from jaxnorm._lower.convolution.geometry import Geometry, Order, transposed_kernel
+from jaxnorm._lower.convolution.primitive import apply
 from jaxnorm._lower.convolution.product import Formulations, Product
 
 # A group of up to this many channels in is summed tap by tap. A convolution for each group does more arithmetic with
@@ -94,32 +95,19 @@ def _is_product(geometry: Geometry) -> bool:
     return geometry.groups == 1 and math.prod(geometry.kernel_size) == 1 and _is_undilated(geometry)
 
 
-def _convolve_batches(geometry: Geometry, kernel: jax.Array) -> bool:
+def _convolve_batches(geometry: Geometry, kernel: tuple[int, ...]) -> bool:
     """Matrix products of every entry of x, and depthwise sums over taps, in phases or not, which are elementwise."""
     left_to_xla = not _is_undilated(geometry) and set(geometry.strides) != {1}
-    depthwise = geometry.groups > 1 and kernel.shape[-2] == 1 and not left_to_xla
+    depthwise = geometry.groups > 1 and kernel[-2] == 1 and not left_to_xla
     return depthwise or (_is_product(geometry) and math.prod(geometry.strides) == 1)
 
 
-def _correlate_batches(geometry: Geometry, g: jax.Array) -> bool:
+def _correlate_batches(geometry: Geometry, g: tuple[int, ...]) -> bool:
     """Matrix products."""
     return _is_product(geometry)
 
 
 # --- the entry points -----------------------------------------------------------------------------------------------
-
-_CONVOLVE = Formulations(
-    _convolve_on_cpu, forward.by_lax, forward.by_lax, _convolve_batches, batch_folds=True, waits=False
-)
-# The rest of a backward pass waits for dx, and nothing waits for dkernel, so dkernel comes after the other uses of g.
-_CORRELATE = Formulations(
-    _correlate_on_cpu,
-    kernel_gradient.by_batch_groups,
-    kernel_gradient.by_lax,
-    _correlate_batches,
-    batch_folds=False,
-    waits=True,
-)
 
 
 def convolve(
@@ -132,8 +120,8 @@ def convolve(
     product = Product(_CONVOLVE, geometry, dtype, x_order, tuple(range(kernel.ndim)), y_order)
     x, kernel = _of_one_dtype(geometry, x, kernel)
     if x.size == 0 or kernel.size == 0 or 0 in geometry.output_size:
-        return product.derivative(x, kernel)
-    return product(x, kernel)
+        return product.run(forward.by_lax, x, kernel)
+    return apply(product, x, kernel)
 
 
 def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_order: Order, dtype: Any) -> jax.Array:
@@ -147,8 +135,8 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
         channels = x.shape[x_order[-1]] // geometry.groups, g.shape[y_order[-1]]
         return lax.broadcast(cast(jnp.sum(g), geometry.dtype), (*geometry.kernel_size, *channels))
     if x.size == 0:
-        return product.derivative(x, g)
-    return product(x, g)
+        return product.run(kernel_gradient.by_lax, x, g)
+    return apply(product, x, g)
 
 
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -156,3 +144,45 @@ def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.A
     if a.dtype == b.dtype and geometry.dtype != jnp.float64:
         return a, b
     return cast(a, geometry.dtype), cast(b, geometry.dtype)
+
+
+# --- the cotangents of each product, for derivatives of higher order ------------------------------------------------
+
+
+def _x_of_y(product: Product, dtype: Any, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    exchanged = transposed_kernel(kernel, product.geometry.groups)
+    return convolve(product.geometry.transposed, g, exchanged, product.result_order, product.a_order, dtype)  # (3)
+
+
+def _kernel_of_y(product: Product, dtype: Any, g: jax.Array, x: jax.Array) -> jax.Array:
+    return correlate(product.geometry, x, g, product.a_order, product.result_order, dtype)  # (4)
+
+
+def _x_of_dkernel(product: Product, dtype: Any, kernel: jax.Array, g: jax.Array) -> jax.Array:
+    exchanged = transposed_kernel(kernel, product.geometry.groups)
+    return convolve(product.geometry.transposed, g, exchanged, product.b_order, product.a_order, dtype)  # (3)
+
+
+def _g_of_dkernel(product: Product, dtype: Any, kernel: jax.Array, x: jax.Array) -> jax.Array:
+    return convolve(product.geometry, x, kernel, product.a_order, product.b_order, dtype)  # (1)
+
+
+_CONVOLVE = Formulations(
+    on_cpu=_convolve_on_cpu,
+    elsewhere=forward.by_lax,
+    anywhere=forward.by_taps,
+    cotangents=(_x_of_y, _kernel_of_y),
+    batches=_convolve_batches,
+    sums_batch=False,
+    waits=False,
+)
+# The rest of a backward pass waits for dx, and nothing waits for dkernel, so dkernel comes after the other uses of g.
+_CORRELATE = Formulations(
+    on_cpu=_correlate_on_cpu,
+    elsewhere=kernel_gradient.by_batch_groups,
+    anywhere=kernel_gradient.by_taps,
+    cotangents=(_x_of_dkernel, _g_of_dkernel),
+    batches=_correlate_batches,
+    sums_batch=True,
+    waits=True,
+)

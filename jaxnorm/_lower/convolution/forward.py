@@ -56,6 +56,20 @@ def by_lax(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     )  # fmt: skip
 
 
+def by_taps(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Any geometry: for each tap and group, the product of the entries that it meets and a matrix."""
+    xp, groups, y = padded(geometry, x), geometry.groups, None
+    for k in np.ndindex(*geometry.kernel_size):
+        met, matrix = by_group(tap(geometry, xp, k), groups), by_group(kernel[k], groups)
+        term = lax.dot_general(
+            met, matrix, (((met.ndim - 1,), (0,)), ((met.ndim - 2,), (1,))),
+            precision=geometry.precision, preferred_element_type=geometry.dtype,
+        )  # fmt: skip
+        y = term if y is None else y + term
+    assert y is not None  # a kernel has a tap
+    return lax.collapse(jnp.moveaxis(y, 0, -2), x.ndim - 1)
+
+
 def by_product(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """One group, windows of one entry, no input dilation: a matrix product."""
     entries = tap(geometry, padded(geometry, x), (0,) * geometry.space)
@@ -216,6 +230,11 @@ def by_groups(geometry: Geometry, x: jax.Array, kernel: jax.Array, convolve: Con
 
 
 # --- what the formulations share ------------------------------------------------------------------------------------
+
+
+def by_group(x: jax.Array, groups: int) -> jax.Array:
+    """`(..., C)` as `(..., groups, C / groups)`."""
+    return lax.reshape(x, (*x.shape[:-1], groups, x.shape[-1] // groups))
 
 
 def channel_blocks(x: jax.Array, count: int) -> jax.Array:

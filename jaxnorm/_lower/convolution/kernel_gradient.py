@@ -16,7 +16,7 @@ from jax import lax
 from jaxnorm._cotangents import varying_like
 from jaxnorm._lower.calls import outlined
 from jaxnorm._lower.convolution import forward
-from jaxnorm._lower.convolution.forward import channel_blocks, padded, tap
+from jaxnorm._lower.convolution.forward import by_group, channel_blocks, padded, tap
 from jaxnorm._lower.convolution.geometry import Geometry, transposed_kernel
 
 Correlate = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
@@ -63,6 +63,20 @@ def by_batch_groups(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array
         (f"C{axes}N", f"I{axes}O", f"{axes}NC"), batch_group_count=geometry.groups,
         precision=geometry.precision, preferred_element_type=geometry.dtype,
     )  # fmt: skip
+
+
+def by_taps(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Any geometry: for each tap and group, the product of the entries that it meets and g, over all positions."""
+    xp, groups, positions = padded(geometry, x), geometry.groups, tuple(range(g.ndim - 1))
+    parts, matrices = by_group(g, groups), []
+    for k in np.ndindex(*geometry.kernel_size):
+        met = by_group(tap(geometry, xp, k), groups)
+        matrix = lax.dot_general(
+            met, parts, ((positions, positions), ((met.ndim - 2,), (met.ndim - 2,))),
+            precision=geometry.precision, preferred_element_type=geometry.dtype,
+        )  # fmt: skip
+        matrices.append(lax.collapse(jnp.moveaxis(matrix, 0, 1), 1))
+    return lax.reshape(jnp.stack(matrices), (*geometry.kernel_size, x.shape[-1] // groups, g.shape[-1]))
 
 
 def by_product(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:

@@ -1,20 +1,20 @@
-"""A bilinear product of two arrays as JAX sees it: compiled for a platform, batched by vmap, differentiated.
+"""A bilinear product of two arrays, and how a platform computes it, under vmap too.
 
 A GPU or TPU gets XLA's convolution, with a 16-bit result where that is what the caller wants, and under vmap what vmap
-makes of it (one with groups). A CPU gets a formulation of
-its own, under vmap one after the other, since XLA's CPU backend runs grouped convolutions in a naive loop.
+makes of it (one with groups). A CPU gets a formulation of its own, under vmap one after the other, since XLA's CPU
+backend runs grouped convolutions in a naive loop. What JAX sees of a product is in `primitive`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import later, outlined
@@ -22,32 +22,53 @@ from jaxnorm._lower.convolution import forward
 from jaxnorm._lower.convolution.geometry import Geometry, Order, from_canonical, to_canonical
 
 Formulation = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
+Level = tuple[bool, bool]  # which of a product's arrays have the axis; its result has it always
+
+_forced: list[str] = []
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # equal only to itself, which JAX's caches see fast
+@contextlib.contextmanager
+def forced(platform: str) -> Iterator[None]:
+    """For tests: the formulations for a CPU ("on_cpu") or for other platforms ("elsewhere"), on every platform."""
+    _forced.append(platform)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # equal only to itself, which JAX's caches see fast
 class Formulations:
     """What is known of one kind of product.
 
     Attributes:
       on_cpu: the formulation for a CPU.
       elsewhere: the formulation for a GPU or TPU.
-      derivative: a formulation that is right on any platform, for derivatives of the product.
-      batches: whether `on_cpu` runs well when vmap has transformed it, by the geometry and the second argument.
-      batch_folds: whether the first argument's batch is the result's, so that vmap's axis can become a part of it.
-      waits: whether the other uses of the second argument come first.
+      anywhere: a formulation of slices and products, which XLA's partitioner gets right however the arrays are split.
+      cotangents: of the two arrays, from the product, its own dtype, the result's cotangent and the other array.
+      batches: whether `on_cpu` runs well when vmap has transformed it, by the geometry and the second array's shape.
+      sums_batch: whether the batch is summed over; else it is the result's too.
+      waits: whether the other uses of the second array come first.
     """
 
     on_cpu: Formulation
     elsewhere: Formulation
-    derivative: Formulation
-    batches: Callable[[Geometry, jax.Array], bool]
-    batch_folds: bool
+    anywhere: Formulation
+    cotangents: tuple[Callable[..., jax.Array], Callable[..., jax.Array]]
+    batches: Callable[[Geometry, tuple[int, ...]], bool]
+    sums_batch: bool
     waits: bool
+
+    def __repr__(self) -> str:
+        return self.on_cpu.__name__
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A bilinear function of two arrays in the caller's axis orders; a formulation sees the canonical order."""
+    """A bilinear function of two arrays in the caller's axis orders; a formulation sees the canonical order.
+
+    Each of the `levels` that vmap adds is an axis in front of the arrays that it maps and of the result.
+    """
 
     formulations: Formulations
     geometry: Geometry
@@ -55,24 +76,37 @@ class Product:
     a_order: Order
     b_order: Order
     result_order: Order
+    levels: tuple[Level, ...] = ()
+    forced: str | None = dataclasses.field(default_factory=lambda: _forced[-1] if _forced else None)
 
-    def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product.
-
-        XLA merges the transpositions from and to the canonical order with those of its own convolutions and products
-        if it compiles them together. With groups they stay outside: y, dx and dkernel can share them there, XLA would
-        compute them element by element within the padding of a sum over taps, and a loop over groups would repeat them.
-        """
-        if self.geometry.groups == 1:
-            return _differentiable(self, a, b)
-        canonical = tuple(range(a.ndim))
-        inner = dataclasses.replace(self, a_order=canonical, b_order=canonical, result_order=canonical)
-        return self.run(lambda _, a, b: _differentiable(inner, a, b), a, b)
+    @property
+    def inner(self) -> "Product":
+        """The product that the first level maps."""
+        return dataclasses.replace(self, levels=self.levels[1:])
 
     def run(self, formulation: Formulation, a: jax.Array, b: jax.Array) -> jax.Array:
         """The formulation's result for the caller's arrays, in the caller's order."""
         result = formulation(self.geometry, to_canonical(a, self.a_order), to_canonical(b, self.b_order))
         return from_canonical(result, self.result_order)
+
+    def compiled(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The product, by platform."""
+        if self.forced:
+            return getattr(self, self.forced)(a, b)
+        return lax.platform_dependent(a, b, cpu=self.on_cpu, default=self.elsewhere)
+
+    def on_cpu(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The product on a CPU, which gets a formulation of its own, under vmap where that runs well."""
+
+        def widened(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
+            """16-bit arrays are widened here, once; XLA would widen them in each operation that reads them."""
+            return self.formulations.on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
+
+        if not self.levels:
+            return outlined(functools.partial(self.run, widened), a, later(b) if self.formulations.waits else b)
+        if self.formulations.batches(self.geometry, b.shape):
+            return self._mapped(self.inner.on_cpu, a, b)
+        return self._in_turn(a, b)
 
     def elsewhere(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """The product on a GPU or TPU, which accumulate in float32 whatever the result's dtype is.
@@ -84,83 +118,40 @@ class Product:
             dtype = self.wanted_dtype if self.wanted_dtype == a.dtype else geometry.dtype
             return self.formulations.elsewhere(dataclasses.replace(geometry, dtype=dtype), a, b)
 
+        if self.levels:
+            return self._mapped(self.inner.elsewhere, a, b)
         return cast(self.run(narrow, a, b), self.geometry.dtype)
 
-    def derivative(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product for any platform and any transformation."""
-        return self.run(self.formulations.derivative, a, b)
+    def anywhere(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The product for any platform and any partition."""
+        if self.levels:
+            return self._mapped(self.inner.anywhere, a, b)
+        return self.run(self.formulations.anywhere, a, b)
 
-    @functools.partial(jax.jit, static_argnums=0)  # so that eager calls compile it once
-    def compiled(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product, by platform."""
+    def _mapped(self, function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        return jax.vmap(function, axes_of(self.levels[0]))(*arrays)
 
-        def widened(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
-            """16-bit arrays are widened here, once; XLA would widen them in each operation that reads them."""
-            return self.formulations.on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
-
-        def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-            return outlined(functools.partial(self.run, widened), a, later(b) if self.formulations.waits else b)
-
-        return lax.platform_dependent(a, b, cpu=on_cpu, default=self.elsewhere)
-
-    def batched(self, size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product under vmap: those of `a` and `b` that are `mapped` have a new axis 0 of this size."""
-        if self.formulations.batch_folds and not mapped[1]:
-            return self.folded(a, b)
-        axes = [0 if is_mapped else None for is_mapped in mapped]
-        if self.formulations.batches(self.geometry, b):
-            return jax.vmap(self.compiled, axes)(a, b)
-        in_turn = functools.partial(self.in_turn, size, mapped)
-        return lax.platform_dependent(a, b, cpu=in_turn, default=jax.vmap(self.elsewhere, axes))
-
-    def folded(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """One product of all of `a` and the same `b`: axis 0 of `a` becomes a part of the batch."""
-        start, end = self.a_order[0], self.result_order[0]  # the batch axes
-        a = jnp.moveaxis(a, 0, start)
-        y = _batchable(self)(lax.collapse(a, start, start + 2), b)
-        y = lax.reshape(y, (*y.shape[:end], *a.shape[start : start + 2], *y.shape[end + 1 :]))
-        return jnp.moveaxis(y, end, 0)
-
-    def in_turn(self, size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> jax.Array:
+    def _in_turn(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """One product after the other.
 
         A few with much arithmetic are unrolled, since XLA runs side by side what does not depend on each other, and a
         loop copies what it takes and yields. Light ones (1x1, depthwise) are a loop, since unrolled they need more
         memory, which takes longer than the copies.
         """
+        of_a, of_b = self.levels[0]
+        size = (a if of_a else b).shape[0]
 
         def at(i: int | jax.Array) -> jax.Array:
-            return _batchable(self)(a[i] if mapped[0] else a, b[i] if mapped[1] else b)
+            return self.inner.on_cpu(a[i] if of_a else a, b[i] if of_b else b)
 
-        channels = a.shape[self.a_order[-1] + mapped[0]]
+        channels = a.shape[self.a_order[-1] + sum(of_a for of_a, _ in self.levels)]
         heavy = math.prod(self.geometry.kernel_size) > 1 and channels > self.geometry.groups
         if heavy and size <= forward.UNROLLED_CONVOLUTIONS:
             return jnp.stack([at(i) for i in range(size)])
         return lax.map(at, jnp.arange(size))
 
 
-@functools.cache
-def _batchable(product: Product) -> custom_vmap:
-    """The product with its own rule under vmap."""
-
-    @custom_vmap
-    def one(a: jax.Array, b: jax.Array) -> jax.Array:
-        return product.compiled(a, b)
-
-    @one.def_vmap
-    def many(size: int, mapped: list[bool], a: jax.Array, b: jax.Array) -> tuple[jax.Array, bool]:
-        return product.batched(size, mapped, a, b), True
-
-    return one
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
-    return _batchable(product)(a, b)
-
-
-@_differentiable.defjvp
-def _tangent(product: Product, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    """Only second-order derivatives need it, and XLA's convolution serves them."""
-    (a, b), (da, db) = primals, tangents
-    return _differentiable(product, a, b), product.derivative(da, b) + product.derivative(a, db)
+def axes_of(level: Level) -> tuple[int | None, int | None]:
+    """vmap's `in_axes` of a level."""
+    of_a, of_b = level
+    return 0 if of_a else None, 0 if of_b else None

@@ -5,8 +5,9 @@ Normalizations, softmax and its losses, dense layers and convolution as pure fun
 `jaxnorm.reference` holds a plain twin of every function, for forward mode and for checking.
 """
 
-from jaxnorm import check, reference
+from jaxnorm import check, lowering, reference
 from jaxnorm._batch_norm import BatchStats, batch_norm, init_batch_stats
+from jaxnorm._conv_general_dilated import conv_general_dilated
 from jaxnorm._version import __version__ as __version__
 from jaxnorm.convolution import conv, conv_transpose
 from jaxnorm.dense import affine, affine_relu, relu
@@ -28,6 +29,7 @@ __all__ = [
     "batch_norm",
     "check",
     "conv",
+    "conv_general_dilated",
     "conv_transpose",
     "group_norm",
     "init_batch_stats",
@@ -35,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear_softmax_cross_entropy",
     "log_softmax",
+    "lowering",
     "multiclass_hinge_loss",
     "multiclass_svm_loss",
     "normalize",

@@ -74,6 +74,38 @@ def conv(
     return _biased(y, bias, names[2].index("C"), dtype)
 
 
+def conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
+):
+    dtype = jnp.dtype(preferred_element_type or lhs.dtype)
+    if jnp.issubdtype(dtype, jnp.floating):  # others keep their dtype
+        lhs, rhs = compute(lhs, rhs)
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    if not isinstance(padding, str):  # as in _conv_arguments
+        ends = [(0, 0, 0)] * lhs.ndim
+        ones = (1,) * len(padding)
+        for axis, (low, high), f in zip(numbers.lhs_spec[2:], padding, lhs_dilation or ones, strict=True):
+            ends[axis] = (low, high, f - 1)
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), ends)
+        padding, lhs_dilation = ((0, 0),) * len(ones), ones
+    y = lax.conv_general_dilated(
+        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count, batch_group_count,
+        precision, out_sharding=out_sharding,
+    )  # fmt: skip
+    return y.astype(dtype)
+
+
 def conv_transpose(
     x,
     kernel,

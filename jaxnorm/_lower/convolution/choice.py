@@ -151,6 +151,21 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
     return product(x, g)
 
 
+def convolve_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
+    """Equation (1) without the bias where a CPU's program is being written: nothing is left to choose by platform.
+
+    `orders` are those of x, the kernel and y. No array is empty.
+    """
+    product = Product(_CONVOLVE, geometry, geometry.dtype, *orders)
+    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, kernel))
+
+
+def correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
+    """Equation (4) likewise; `orders` are those of x, g and dkernel."""
+    product = Product(_CORRELATE, geometry, geometry.dtype, *orders)
+    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, g))
+
+
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as they are if their dtypes agree, or in the dtype of the accumulation."""
     if a.dtype == b.dtype and geometry.dtype != jnp.float64:

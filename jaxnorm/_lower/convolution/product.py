@@ -57,17 +57,21 @@ class Product:
     result_order: Order
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product.
+        """The product."""
+        return self.apart(_differentiable, a, b)
+
+    def apart(self, of: "Callable[[Product, jax.Array, jax.Array], jax.Array]", a: jax.Array, b: jax.Array) -> jax.Array:
+        """`of(product, a, b)` in the caller's axis orders, with groups of a product in the canonical ones.
 
         XLA merges the transpositions from and to the canonical order with those of its own convolutions and products
         if it compiles them together. With groups they stay outside: y, dx and dkernel can share them there, XLA would
         compute them element by element within the padding of a sum over taps, and a loop over groups would repeat them.
         """
         if self.geometry.groups == 1:
-            return _differentiable(self, a, b)
+            return of(self, a, b)
         canonical = tuple(range(a.ndim))
         inner = dataclasses.replace(self, a_order=canonical, b_order=canonical, result_order=canonical)
-        return self.run(lambda _, a, b: _differentiable(inner, a, b), a, b)
+        return self.run(lambda _, a, b: of(inner, a, b), a, b)
 
     def run(self, formulation: Formulation, a: jax.Array, b: jax.Array) -> jax.Array:
         """The formulation's result for the caller's arrays, in the caller's order."""
@@ -93,15 +97,16 @@ class Product:
     @functools.partial(jax.jit, static_argnums=0)  # so that eager calls compile it once
     def compiled(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """The product, by platform."""
+        return lax.platform_dependent(a, b, cpu=self.on_cpu, default=self.elsewhere)
+
+    def on_cpu(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The product on a CPU, compiled in a call of its own."""
 
         def widened(geometry: Geometry, a: jax.Array, b: jax.Array) -> jax.Array:
             """16-bit arrays are widened here, once; XLA would widen them in each operation that reads them."""
             return self.formulations.on_cpu(geometry, cast(a, geometry.dtype), cast(b, geometry.dtype))
 
-        def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-            return outlined(functools.partial(self.run, widened), a, later(b) if self.formulations.waits else b)
-
-        return lax.platform_dependent(a, b, cpu=on_cpu, default=self.elsewhere)
+        return outlined(functools.partial(self.run, widened), a, later(b) if self.formulations.waits else b)
 
     def batched(self, size: int, mapped: Sequence[bool], a: jax.Array, b: jax.Array) -> jax.Array:
         """The product under vmap: those of `a` and `b` that are `mapped` have a new axis 0 of this size."""

@@ -62,8 +62,8 @@ def conv_general_dilated(
 
     Raises:
       TypeError: what lax raises as one: shapes, groups or dtypes that do not fit, unlike dtypes among them.
-      ValueError: what lax raises as one: an unknown padding or precision, or a string padding with a `lhs_dilation`
-        other than 1.
+      ValueError: what lax raises as one: an unknown precision, or a string padding with a `lhs_dilation` other than 1.
+      RuntimeError: lax's for an unknown string padding.
 
     Example:
       >>> import jax.numpy as jnp

@@ -101,7 +101,9 @@ class General(NamedTuple):
     @property
     def differentiated_orders(self) -> tuple[Order, Order, Order]:
         """The canonical orders of x, the cotangent and the kernel's gradient: batch and channels are exchanged."""
-        (x_channels, x_batch, *space), (g_outputs, g_batch, *window), (inputs, outputs, *kernel) = self.dimension_numbers
+        (x_channels, x_batch, *space), (g_outputs, g_batch, *window), (inputs, outputs, *kernel) = (
+            self.dimension_numbers
+        )
         return (x_batch, *space, x_channels), (g_batch, *window, g_outputs), (*kernel, inputs, outputs)
 
 

@@ -11,6 +11,7 @@ lowered program, and so tells the two apart by itself.
 """
 
 import contextlib
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from jax.interpreters import mlir
 from jaxnorm._cotangents import cast
 from jaxnorm._general_convolution import General
 from jaxnorm._lower.convolution.choice import convolve_on_cpu, correlate_on_cpu
+from jaxnorm._sharding import with_shardings
 
 _lock = threading.RLock()
 _original: Any = None  # JAX's own entry of the table of lowerings, while ours is in its place
@@ -62,9 +64,7 @@ def uninstall() -> None:
     global _original
     with _lock:
         if _original is not None:
-            mlir.register_lowering(
-                lax.conv_general_dilated_p, _original.rule, platform="cpu", inline=_original.inline
-            )
+            mlir.register_lowering(lax.conv_general_dilated_p, _original.rule, platform="cpu", inline=_original.inline)
             _original = None
             jax.clear_caches()
 
@@ -123,7 +123,7 @@ def _lower(ctx: mlir.LoweringRuleContext, lhs: Any, rhs: Any, **options: Any) ->
         return original.rule(ctx, lhs, rhs, **options)
     _thread.within = True
     try:
-        return mlir.lower_fun(_formulation(general), multiple_results=False)(ctx, lhs, rhs)
+        return mlir.lower_fun(_formulation(general, ctx.avals_out[0]), multiple_results=False)(ctx, lhs, rhs)
     finally:
         _thread.within = False
 
@@ -147,8 +147,8 @@ def _kind(general: General) -> str:
     return "kernel_gradients" if general.is_kernel_gradient else "convolutions"
 
 
-def _formulation(general: General) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The convolution as a function of its arrays."""
+def _formulation(general: General, out: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The convolution as a function of its arrays; on explicit mesh axes its result is split as that of JAX's is."""
 
     def convolution(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         layout = general.layout
@@ -161,7 +161,7 @@ def _formulation(general: General) -> Callable[[jax.Array, jax.Array], jax.Array
         return correlate_on_cpu(geometry, lhs, rhs, (of_x, of_g, of_kernel))
 
     chosen = kernel_gradient if general.is_kernel_gradient else convolution
-    return lambda lhs, rhs: cast(chosen(lhs, rhs), general.dtypes[2])
+    return functools.partial(with_shardings, lambda *arrays: cast(chosen(*arrays), general.dtypes[2]), out.sharding.spec)
 
 
 def _grouped(general: General, lhs: jax.Array) -> jax.Array:
@@ -180,7 +180,7 @@ def _grouped(general: General, lhs: jax.Array) -> jax.Array:
 
 # --- what is private in JAX -----------------------------------------------------------------------------------------
 # `jax.interpreters.mlir` offers `register_lowering` and `lower_fun`. It has no way to read what is registered, and none
-# to ask over how many devices a module is partitioned.
+# to ask which mesh axes are manual where an equation is lowered.
 
 
 def _registered() -> Any:
@@ -189,8 +189,8 @@ def _registered() -> Any:
 
 
 def _sharded(ctx: mlir.LoweringRuleContext) -> str | None:
-    """Why a module for several devices is left to JAX; None for one device, and where every mesh axis is manual."""
+    """Why a module is left to JAX for its mesh: where some axes are manual, the others would be the partitioner's."""
     axes: Any = ctx.module_context.axis_context
-    if hasattr(axes, "manual_axes"):
-        return None if axes.manual_axes == frozenset(axes.mesh.axis_names) else "mesh axes that are not manual"
-    return None if axes.num_devices == 1 else "a program for several devices"
+    if not hasattr(axes, "manual_axes") or axes.manual_axes == frozenset(axes.mesh.axis_names):
+        return None
+    return "mesh axes of which some are manual"

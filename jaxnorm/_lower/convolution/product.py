@@ -60,7 +60,9 @@ class Product:
         """The product."""
         return self.apart(_differentiable, a, b)
 
-    def apart(self, of: "Callable[[Product, jax.Array, jax.Array], jax.Array]", a: jax.Array, b: jax.Array) -> jax.Array:
+    def apart(
+        self, of: "Callable[[Product, jax.Array, jax.Array], jax.Array]", a: jax.Array, b: jax.Array
+    ) -> jax.Array:
         """`of(product, a, b)` in the caller's axis orders, with groups of a product in the canonical ones.
 
         XLA merges the transpositions from and to the canonical order with those of its own convolutions and products

@@ -4,10 +4,10 @@
 differentiation and every other transformation, so that a model of any library keeps its code, forward mode and vmap.
 Gradients of convolutions, which JAX writes as convolutions, are recognised. No other platform changes.
 
-The lowering is no part of the keys of JAX's caches in memory, so `install` and `uninstall` clear these: a function under
-`jax.jit` is compiled again at its next call. What was compiled ahead of time (`jit(f).lower(...).compile()`) or exported
-(`jax.export`) keeps the convolutions that it was lowered with. The persistent compilation cache is keyed on the
-lowered program, and so tells the two apart by itself.
+The lowering is no part of the keys of JAX's caches in memory, so `install` and `uninstall` clear these: a function
+under `jax.jit` is compiled again at its next call. What was compiled ahead of time (`jit(f).lower(...).compile()`) or
+exported (`jax.export`) keeps the convolutions that it was lowered with. The persistent compilation cache is keyed on
+the lowered program, and so tells the two apart by itself.
 """
 
 import contextlib
@@ -130,8 +130,7 @@ def _lower(ctx: mlir.LoweringRuleContext, lhs: Any, rhs: Any, **options: Any) ->
 
 def _described(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[General, str | None]:
     """The convolution, and why it is left to JAX's lowering; None if it is not."""
-    lhs, rhs = ctx.avals_in
-    (out,) = ctx.avals_out
+    lhs, rhs, out = (_array(aval) for aval in (*ctx.avals_in, *ctx.avals_out))
     names = (name for name in General._fields if name in options)
     general = General(
         lhs.shape, rhs.shape, out.shape, (lhs.dtype, rhs.dtype, out.dtype), **{name: options[name] for name in names}
@@ -161,7 +160,9 @@ def _formulation(general: General, out: Any) -> Callable[[jax.Array, jax.Array],
         return correlate_on_cpu(geometry, lhs, rhs, (of_x, of_g, of_kernel))
 
     chosen = kernel_gradient if general.is_kernel_gradient else convolution
-    return functools.partial(with_shardings, lambda *arrays: cast(chosen(*arrays), general.dtypes[2]), out.sharding.spec)
+    return functools.partial(
+        with_shardings, lambda *arrays: cast(chosen(*arrays), general.dtypes[2]), out.sharding.spec
+    )
 
 
 def _grouped(general: General, lhs: jax.Array) -> jax.Array:
@@ -176,6 +177,11 @@ def _grouped(general: General, lhs: jax.Array) -> jax.Array:
     x = lax.reshape(x, (groups, images // groups, *sizes, channels))
     x = lax.transpose(x, (*range(1, x.ndim - 1), 0, x.ndim - 1))
     return lax.reshape(x, (images // groups, *sizes, groups * channels))
+
+
+def _array(aval: Any) -> jax.core.ShapedArray:
+    """The type of an array, which those of a convolution's arguments and result are."""
+    return aval
 
 
 # --- what is private in JAX -----------------------------------------------------------------------------------------

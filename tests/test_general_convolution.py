@@ -114,7 +114,11 @@ def test_unlike_dtypes_and_lists_are_type_errors():
 
 
 def test_empty_arrays():
-    for lhs, rhs, padding in [((0, 3, 5), (4, 3, 3), "SAME"), ((2, 0, 5), (4, 0, 3), "SAME"), ((2, 3, 2), (4, 3, 3), "VALID")]:
+    for lhs, rhs, padding in [
+        ((0, 3, 5), (4, 3, 3), "SAME"),
+        ((2, 0, 5), (4, 0, 3), "SAME"),
+        ((2, 3, 2), (4, 3, 3), "VALID"),
+    ]:
         y, vjp = jax.vjp(lambda a, b, p=padding: jn.conv_general_dilated(a, b, (1,), p), normal(*lhs), normal(*rhs))
         assert y.shape == lax.conv_general_dilated(normal(*lhs), normal(*rhs), (1,), padding).shape
         assert not any(d.any() for d in vjp(jnp.ones_like(y)))

@@ -175,7 +175,9 @@ print("convolution(" in call.lower(x, k).compile().as_text(), float(call(x, k).s
         **os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     printed = [
-        subprocess.run([sys.executable, "-c", program, how], env=environment, check=True, capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, "-c", program, how], env=environment, check=True, capture_output=True, text=True
+        )
         for how in ("installed", "plain", "installed")
     ]
     assert [p.stdout.split() for p in printed] == [[str(how), "128.0"] for how in (False, True, False)]
@@ -299,7 +301,9 @@ gradient = jax.grad(loss, (0, 1))
 FUNCTIONS = {
     "gradient": gradient,
     "scan": lambda x, k: lax.scan(lambda c, _: (depthwise(c, k) / 4, jnp.sum(c)), x, None, length=3),
-    "gradient in scan": lambda x, k: lax.scan(lambda c, _: (c - 0.1 * gradient(x, c)[1], loss(x, c)), k, None, length=3),
+    "gradient in scan": lambda x, k: lax.scan(
+        lambda c, _: (c - 0.1 * gradient(x, c)[1], loss(x, c)), k, None, length=3
+    ),
     "while": lambda x, k: lax.while_loop(lambda c: jnp.sum(c**2) > 0.1, lambda c: depthwise(c, k) / 9, x),
     "cond": lambda x, k: lax.cond(jnp.sum(x) > 0, depthwise, lambda x, k: depthwise(x, -k), x, k),
     "remat": jax.grad(lambda x, k: jnp.sum(jax.checkpoint(depthwise)(jnp.sin(x), k) ** 2), (0, 1)),
@@ -332,7 +336,9 @@ def test_vmap(in_axes, groups):
         a if axis is None else jnp.moveaxis(jnp.stack([a, 2 * a + 1, a**2]), 0, axis)
         for a, axis in zip((X, normal(3, 4 // groups, 4, seed=1)), in_axes, strict=True)
     )
-    check(jax.vmap(each, (*in_axes, 0)), x, kernel, normal(3, 2, 6, 4, seed=2), kinds=("convolutions", "kernel_gradients"))
+    check(
+        jax.vmap(each, (*in_axes, 0)), x, kernel, normal(3, 2, 6, 4, seed=2), kinds=("convolutions", "kernel_gradients")
+    )
 
 
 def test_donation():
@@ -432,5 +438,7 @@ def test_a_depthwise_step_has_no_naive_loop_left():
 
 def test_this_librarys_own_convolutions_stay_right():
     x, kernel = normal(2, 6, 6, 4), normal(3, 3, 2, 4, seed=1)
-    check(lambda *a: value_and_vjp(functools.partial(jn.conv, feature_group_count=2), a, jnp.cos(x)), x, kernel, kinds=())
+    check(
+        lambda *a: value_and_vjp(functools.partial(jn.conv, feature_group_count=2), a, jnp.cos(x)), x, kernel, kinds=()
+    )
     np.testing.assert_array_equal(jn.lowering.report()["installed"], False)

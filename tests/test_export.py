@@ -52,6 +52,12 @@ FUNCTIONS = {
     "conv, groups": (partial(jn.conv, feature_group_count=2), [IMAGE, (3, 3, 3, 4)]),
     "conv, depthwise": (partial(jn.conv, feature_group_count=6, strides=2), [IMAGE, (3, 3, 1, 6)]),
     "conv, 3-D": (jn.conv, [("b", 4, 4, 4, 3), (3, 3, 3, 3, 2)]),
+    "general conv": (
+        partial(
+            jn.conv_general_dilated, window_strides=(1, 2), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        [IMAGE, (3, 3, 6, 4)],
+    ),
     "transposed conv": (partial(jn.conv_transpose, strides=2), [IMAGE, (3, 3, 6, 4)]),
 }
 

@@ -5,8 +5,9 @@ Normalizations, softmax and its losses, dense layers and convolution as pure fun
 `jaxnorm.reference` holds a plain twin of every function, for forward mode and for checking.
 """
 
-from jaxnorm import check, reference
+from jaxnorm import check, lowering, reference
 from jaxnorm._batch_norm import BatchStats, batch_norm, init_batch_stats
+from jaxnorm._conv_general_dilated import conv_general_dilated
 from jaxnorm._version import __version__ as __version__
 from jaxnorm.convolution import conv, conv_transpose
 from jaxnorm.dense import affine, affine_relu, relu
@@ -31,6 +32,7 @@ __all__ = [
     "batch_norm",
     "check",
     "conv",
+    "conv_general_dilated",
     "conv_transpose",
     "group_norm",
     "init_batch_stats",
@@ -39,6 +41,7 @@ __all__ = [
     "linear_softmax_cross_entropy",
     "linear_softmax_kl_divergence",
     "log_softmax",
+    "lowering",
     "max_pool",
     "multiclass_hinge_loss",
     "multiclass_svm_loss",

@@ -39,6 +39,8 @@ relu(x)
 affine_relu(x, kernel, bias=None, *, num_feature_axes=1, precision=None)
 conv(x, kernel, bias=None, *, strides=1, padding='SAME', input_dilation=1, kernel_dilation=1, feature_group_count=1,\
  dimension_numbers=None, precision=None, preferred_element_type=None)
+conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, rhs_dilation=None, dimension_numbers=None,\
+ feature_group_count=1, batch_group_count=1, precision=None, preferred_element_type=None, out_sharding=None)
 conv_transpose(x, kernel, bias=None, *, strides=1, padding='SAME', kernel_dilation=1, dimension_numbers=None,\
  transpose_kernel=False, precision=None, preferred_element_type=None)
 max_pool(x, window, *, strides=None, padding='VALID', feature_axis=-1)
@@ -74,14 +76,14 @@ def test_dir_offers_public_names_alone():
     assert (
         dir(jn)
         == sorted([*jn.__all__, "__version__"])
-        == sorted([*WANTED, "BatchStats", "check", "reference", "__version__"])
+        == sorted([*WANTED, "BatchStats", "check", "lowering", "reference", "__version__"])
     )
     assert dir(reference) == sorted(reference.__all__) == sorted([*WANTED, "BatchStats"])
     assert dir(check) == sorted(check.__all__) == ["Report", "Row", "check_vjp", "saved_bytes"]
     assert jn.__version__ == version("jaxnorm")
     every = "import jaxnorm; print(*(type(getattr(jaxnorm, name)).__name__ for name in dir(jaxnorm)))"
     kinds = subprocess.run([sys.executable, "-c", every], check=True, capture_output=True, text=True).stdout.split()
-    assert sorted({*kinds}) == ["function", "module", "str", "type"] and kinds.count("module") == 2
+    assert sorted({*kinds}) == ["function", "module", "str", "type"] and kinds.count("module") == 3
 
 
 def test_every_function_with_a_gradient_has_cases():

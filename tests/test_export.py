@@ -55,6 +55,12 @@ FUNCTIONS = {
     "conv, 3-D": (jn.conv, [("b", 4, 4, 4, 3), (3, 3, 3, 3, 2)]),
     "max pool": (partial(jn.max_pool, window=3, strides=2, padding="SAME"), [IMAGE]),
     "average pool": (partial(jn.avg_pool, window=3, strides=1, padding=1, count_include_pad=False), [IMAGE]),
+    "general conv": (
+        partial(
+            jn.conv_general_dilated, window_strides=(1, 2), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        [IMAGE, (3, 3, 6, 4)],
+    ),
     "transposed conv": (partial(jn.conv_transpose, strides=2), [IMAGE, (3, 3, 6, 4)]),
 }
 

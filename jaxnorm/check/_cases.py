@@ -278,7 +278,21 @@ def _convolution_cases() -> list[Case]:
             dimension_numbers=first,
         ),
         _conv_case("conv_transpose", "1-D", (2, 5, 3), (3, 3, 4), 4, strides=2),
-    ]
+        _general_case("channels first", (2, 3, 6, 5), (4, 3, 3, 2), (2, 1), "SAME_LOWER"),
+        _general_case("dilations", (2, 3, 6), (4, 3, 2), (2,), ((1, -1),), lhs_dilation=(2,), rhs_dilation=(3,)),
+        _general_case(
+            "groups", (2, 6, 5, 4), (3, 3, 2, 6), (1, 2), "VALID", feature_group_count=2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+        ),
+        _general_case("batch groups", (4, 3, 5), (6, 3, 2), (1,), ((1, 0),), batch_group_count=2),
+    ]  # fmt: skip
+
+
+def _general_case(
+    label: str, lhs: tuple[int, ...], rhs: tuple[int, ...], window_strides: Any, padding: Any, **options: Any
+) -> Case:
+    options |= {"window_strides": window_strides, "padding": padding}
+    return Case("conv_general_dilated", label, {"lhs": _normal(*lhs), "rhs": _normal(*rhs, seed=1)}, options)
 
 
 def _pooling_cases() -> list[Case]:

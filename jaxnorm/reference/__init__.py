@@ -5,7 +5,7 @@ hand-derived rules are checked against. Written for reading: no attention to mem
 and no argument checks. Arithmetic is in float32, or float64 if an argument is, as in the rules.
 """
 
-from jaxnorm.reference._layers import affine, affine_relu, conv, conv_transpose, relu
+from jaxnorm.reference._layers import affine, affine_relu, conv, conv_general_dilated, conv_transpose, relu
 from jaxnorm.reference._losses import (
     linear_softmax_cross_entropy,
     linear_softmax_kl_divergence,
@@ -35,6 +35,7 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "conv",
+    "conv_general_dilated",
     "conv_transpose",
     "group_norm",
     "init_batch_stats",

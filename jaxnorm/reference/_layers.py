@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import convolution, dense
+from jaxnorm import _conv_general_dilated, convolution, dense
 from jaxnorm.reference._arrays import compute, features_view
 from jaxnorm.reference._meshes import split_like
 
@@ -78,6 +78,39 @@ def conv(
         x, kernel, strides, padding, input_dilation, kernel_dilation, names, feature_group_count, precision=precision
     )
     return _biased(y, bias, names[2].index("C"), dtype)
+
+
+@split_like(_conv_general_dilated.conv_general_dilated, gathers=True)
+def conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
+):
+    dtype = jnp.dtype(preferred_element_type or lhs.dtype)
+    if jnp.issubdtype(dtype, jnp.floating):  # others keep their dtype
+        lhs, rhs = compute(lhs, rhs)
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    if not isinstance(padding, str):  # as in _conv_arguments
+        ends = [(0, 0, 0)] * lhs.ndim
+        ones = (1,) * len(padding)
+        for axis, (low, high), f in zip(numbers.lhs_spec[2:], padding, lhs_dilation or ones, strict=True):
+            ends[axis] = (low, high, f - 1)
+        lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), ends)
+        padding, lhs_dilation = ((0, 0),) * len(ones), ones
+    y = lax.conv_general_dilated(
+        lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count, batch_group_count,
+        precision, out_sharding=out_sharding,
+    )  # fmt: skip
+    return y.astype(dtype)
 
 
 @split_like(convolution.conv_transpose, gathers=True)

@@ -6,6 +6,8 @@ these to convolutions that it runs well, to matrix products, or to elementwise a
 measures what that gains.
 """
 
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -62,16 +64,19 @@ def _convolve_dilated_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array
     return forward.by_lax(geometry, x, kernel)
 
 
-def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+def _correlate_on_cpu(
+    geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int = kernel_gradient.UNROLLED_TAPS
+) -> jax.Array:
     """Equation (4) without the bias's part."""
+    correlate = functools.partial(_correlate_on_cpu, unrolled_taps=unrolled_taps)
     if not _is_undilated(geometry):
         if any(s > 1 for s in geometry.strides):  # x and g exchanged would have strides and a dilation again
             return kernel_gradient.by_lax(geometry, x, g)
-        return kernel_gradient.by_exchange(geometry, x, g, _correlate_on_cpu)  # a transposed convolution's
+        return kernel_gradient.by_exchange(geometry, x, g, correlate)  # a transposed convolution's
     if geometry.groups > 1:  # XLA runs all of these in a naive loop
         if x.shape[-1] == geometry.groups:  # depthwise
-            return kernel_gradient.by_column_sums(geometry, x, g)
-        return kernel_gradient.by_merged_groups(geometry, x, g, _correlate_on_cpu)
+            return kernel_gradient.by_column_sums(geometry, x, g, unrolled_taps)
+        return kernel_gradient.by_merged_groups(geometry, x, g, correlate)
     if math.prod(geometry.kernel_size) == 1:
         return kernel_gradient.by_product(geometry, x, g)
     # Of disjoint windows, each entry of x is in one patch at most, so that the matrix of patches is no larger than x.
@@ -79,7 +84,7 @@ def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Arr
     if disjoint and set(geometry.kernel_dilation) == {1}:
         return kernel_gradient.by_patches(geometry, x, g)
     if geometry.space == 3:  # XLA runs 2-D convolutions far better than 3-D ones
-        return kernel_gradient.by_leading_taps(geometry, x, g, _correlate_on_cpu)
+        return kernel_gradient.by_leading_taps(geometry, x, g, correlate)
     return kernel_gradient.by_lax(geometry, x, g)
 
 
@@ -139,6 +144,23 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
     return apply(product, x, g)
 
 
+def convolve_on_cpu(
+    geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]
+) -> jax.Array:
+    """Equation (1) without the bias where a CPU's program is being written: nothing is left to choose by platform.
+
+    `orders` are those of x, the kernel and y. No array is empty.
+    """
+    product = Product(_CONVOLVE, geometry, geometry.dtype, *orders)
+    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, kernel))
+
+
+def correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
+    """Equation (4) likewise; `orders` are those of x, g and dkernel."""
+    product = Product(_CORRELATE_IN_LOOPS, geometry, geometry.dtype, *orders)
+    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, g))
+
+
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as they are if their dtypes agree, or in the dtype of the accumulation."""
     if a.dtype == b.dtype and geometry.dtype != jnp.float64:
@@ -186,3 +208,6 @@ _CORRELATE = Formulations(
     sums_batch=True,
     waits=True,
 )
+# A program that was written without this library in mind has many depthwise convolutions, and its compile time counts
+# too: a loop over the taps takes a little longer to run than all of them unrolled, and half as long to compile.
+_CORRELATE_IN_LOOPS = dataclasses.replace(_CORRELATE, on_cpu=functools.partial(_correlate_on_cpu, unrolled_taps=0))

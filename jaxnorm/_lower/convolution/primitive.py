@@ -24,18 +24,9 @@ product_p = Primitive("convolution_product")
 
 
 def apply(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product.
-
-    XLA merges the transpositions from and to the canonical order with those of its own convolutions and products
-    if it compiles them together. With groups they stay outside: y, dx and dkernel can share them there, XLA would
-    compute them element by element within the padding of a sum over taps, and a loop over groups would repeat them.
-    """
+    """The product."""
     a, b = varying_like((a, b), a, b)  # so that the transposes sum over the devices that share an array
-    if product.geometry.groups == 1:
-        return _applied(product, a, b)
-    canonical = tuple(range(a.ndim))
-    inner = dataclasses.replace(product, a_order=canonical, b_order=canonical, result_order=canonical)
-    return product.run(lambda _, a, b: _applied(inner, a, b), a, b)
+    return product.apart(_applied, a, b)
 
 
 def _applied(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,279 @@
+#!/usr/bin/env python
+"""Trains models of other libraries as they ship, with JAX's own convolutions and with `jaxnorm.lowering` installed.
+
+    python experiments/train_zoo.py
+    python experiments/train_zoo.py --models "haiku MobileNetV1" "keras ConvNeXtTiny" --seconds 20
+
+Random weights, and random parts of the two photographs that scikit-learn ships, of which the network tells which one it
+sees. Both programs, of loss and gradients, are compiled in one process and run in turns. Needs dm-haiku and flax;
+models of keras are measured where keras is installed. For a CPU.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from bench_method import ALLOCATOR, in_turns, load_average, machine, quartiles, ratio, temporary_bytes
+from bench_models import TRAINED, LinenNetwork
+from bench_rivals import haiku
+from common import positive_int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sklearn.datasets import load_sample_images
+
+from jaxnorm import lowering
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+CLASSES = 10
+LEARNING_RATE = 1e-3
+RESULTS = Path(__file__).parent / "results"
+
+Loss = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]  # of parameters, images, labels; state as aux
+SIDES = ("original", "jaxnorm")
+
+
+class Network(NamedTuple):
+    """Where a model starts, and its mean loss."""
+
+    parameters: Any
+    loss: Loss
+
+
+# --- the models -----------------------------------------------------------------------------------------------------
+
+
+def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Plain cross-entropy, so that nothing but the convolutions differs."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def of_haiku(name: str, images: jax.Array, **options: Any) -> Network:
+    """One of `haiku.nets`."""
+
+    def logits(x: jax.Array) -> jax.Array:
+        return getattr(haiku.nets, name)(num_classes=CLASSES, **options)(x, is_training=True)
+
+    network = haiku.transform_with_state(logits)
+    parameters, state = jax.jit(network.init)(jax.random.key(0), images)
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        logits, new_state = network.apply(parameters, state, None, images)
+        return mean_loss(logits, labels), new_state
+
+    return Network(parameters, loss)
+
+
+def of_linen(name: str, images: jax.Array) -> Network:
+    """A network of `bench_models` in flax.linen's own layers."""
+    module = LinenNetwork(TRAINED[name].network, jnp.float32)
+    labels = jnp.zeros(images.shape[0], jnp.int32)
+    variables = jax.jit(module.init)(jax.random.key(0), images, labels)
+    stats = variables.get("batch_stats", {})
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": parameters, "batch_stats": stats}
+        losses, new_stats = module.apply(variables, images, labels, mutable=["batch_stats"])
+        return jnp.mean(losses), new_stats
+
+    return Network(variables["params"], loss)
+
+
+def of_keras(name: str, images: jax.Array) -> Network:
+    """One of `keras.applications`."""
+    keras: Any = importlib.import_module("keras")
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, name)(
+        weights=None, input_shape=images.shape[1:], classes=CLASSES, classifier_activation=None
+    )
+    state = [v.value for v in model.non_trainable_variables]
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        logits, new_state = model.stateless_call(parameters, state, images, training=True)
+        return mean_loss(logits, labels), new_state
+
+    return Network([v.value for v in model.trainable_variables], loss)
+
+
+MODELS: dict[str, tuple[Callable[..., Network], str]] = {
+    "haiku MobileNetV1": (of_haiku, "MobileNetV1"),
+    "haiku ResNet18": (of_haiku, "ResNet18"),
+    "linen MobileNet": (of_linen, "MobileNet"),
+    "linen ConvNeXt": (of_linen, "ConvNeXt"),
+    "linen ResNeXt": (of_linen, "ResNeXt"),
+    "linen ResNet": (of_linen, "ResNet"),
+    "keras MobileNetV2": (of_keras, "MobileNetV2"),
+    "keras ConvNeXtTiny": (of_keras, "ConvNeXtTiny"),
+    "keras ResNet50": (of_keras, "ResNet50"),
+}
+
+
+def missing(name: str) -> bool:
+    """Whether the model's library is not installed."""
+    return name.startswith("keras ") and importlib.util.find_spec("keras") is None
+
+
+def photographs(batch: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """Random parts of scikit-learn's two photographs, and which one each is of."""
+    rng, pictures = np.random.default_rng(0), load_sample_images().images
+    labels = rng.integers(0, len(pictures), batch)
+    parts = []
+    for label in labels:
+        height, width, _ = pictures[label].shape
+        top, left = rng.integers(0, height - size), rng.integers(0, width - size)
+        parts.append(pictures[label][top : top + size, left : left + size] / 127.5 - 1)
+    return jnp.asarray(np.stack(parts), jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------
+
+
+def compiled(network: Network, batch: tuple[jax.Array, jax.Array], side: str) -> tuple[Any, dict[str, Any]]:
+    """The program of loss and gradients, the seconds it took to make it, and what the lowering did."""
+    with lowering.installed() if side == "jaxnorm" else contextlib.nullcontext():
+        jax.clear_caches()
+        wall, processor = time.perf_counter(), time.process_time()
+        step = jax.jit(jax.value_and_grad(network.loss, has_aux=True))
+        program = step.lower(network.parameters, *batch).compile()
+        seconds = {"compile_s": time.perf_counter() - wall, "compile_processor_s": time.process_time() - processor}
+        return program, {**seconds, "lowered": lowering.report() if side == "jaxnorm" else None}
+
+
+def norm(tree: Any) -> float:
+    """The Euclidean norm of all of a tree's entries."""
+    return float(np.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(tree))))
+
+
+def distance(have: Any, want: Any) -> float:
+    """The norm of the difference over the norm."""
+    return norm(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), have, want)) / norm(want)
+
+
+def losses(program: Any, network: Network, batch: tuple[jax.Array, jax.Array], steps: int) -> list[float]:
+    """The losses of a few steps of plain gradient descent."""
+    parameters, found = network.parameters, []
+    for _ in range(steps):
+        (loss, _), gradients = program(parameters, *batch)
+        parameters = jax.tree.map(lambda p, g: p - LEARNING_RATE * g, parameters, gradients)
+        found.append(float(loss))
+    return found
+
+
+def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, steps: int) -> dict[str, Any]:
+    """One model: times in turns, memory, compile time, and the gradients' difference beside the original's own."""
+    make, of = MODELS[name]
+    network = make(of, batch[0])
+    made = {side: compiled(network, batch, side) for side in SIDES}
+    programs = {side: program for side, (program, _) in made.items()}
+    arguments = network.parameters, *batch
+    gradients = {side: program(*arguments)[1] for side, program in programs.items()}
+    nudged = np.nextafter(np.asarray(batch[0]), np.float32(np.inf))
+    own = programs["original"](network.parameters, jnp.asarray(nudged), batch[1])[1]
+    samples = in_turns({side: lambda p=p: p(*arguments) for side, p in programs.items()}, seconds)
+    return {
+        "model": name,
+        "ms": {side: quartiles([s.ms for s in samples[side]]) for side in SIDES},
+        "ratio": ratio(samples, "original"),
+        "temporary_mb": {side: temporary_bytes(program) / 1e6 for side, program in programs.items()},
+        **{key: {side: info[key] for side, (_, info) in made.items()} for key in ("compile_s", "compile_processor_s")},
+        "lowered": made["jaxnorm"][1]["lowered"],
+        "difference": distance(gradients["jaxnorm"], gradients["original"]),
+        "own_difference": distance(own, gradients["original"]),
+        "losses": {side: losses(program, network, batch, steps) for side, program in programs.items()},
+        "load": load_average(),
+    }
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """All rows: original and installed side by side."""
+    shown = Table(title="One step: original / installed")
+    for column in ("model", "ms", "times faster (quartiles)", "temporary MB", "compile s", "difference", "its own"):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        pair = {key: [row[key][side] for side in SIDES] for key in ("ms", "temporary_mb", "compile_s")}
+        shown.add_row(
+            row["model"],
+            " / ".join(f"{ms[1]:.4g}" for ms in pair["ms"]),
+            "{1:.2f} ({0:.2f} to {2:.2f})".format(*row["ratio"]),
+            " / ".join(f"{mb:.1f}" for mb in pair["temporary_mb"]),
+            " / ".join(f"{s:.1f}" for s in pair["compile_s"]),
+            f"{row['difference']:.1e}",
+            f"{row['own_difference']:.1e}",
+        )
+    return shown
+
+
+def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """How many times as fast each model's step is, on a logarithmic axis, with quartiles."""
+    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.35 * len(rows)), layout="constrained")
+    medians = np.array([row["ratio"][1] for row in rows])
+    spread = np.abs(np.array([row["ratio"] for row in rows])[:, [0, 2]].T - medians)
+    axes.barh([row["model"] for row in rows], medians - 1, left=1, xerr=spread, color="#222222", ecolor="#8c8c8c")
+    axes.set_xscale("log")
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100) if t <= 1.2 * max(medians.max(), 1.7)]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.set_xlabel("training step, times faster with jaxnorm.lowering installed (median, quartiles)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The whole run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="default: all"
+    )
+    parser.add_argument("--batch", type=positive_int, default=8)
+    parser.add_argument("--size", type=positive_int, default=64, help="of an image's sides")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each side of a model")
+    parser.add_argument("--steps", type=positive_int, default=3, help="of gradient descent whose losses are recorded")
+    parser.add_argument("--output", type=Path, help="a folder for zoo.json and zoo.png")
+    options = parser.parse_args(arguments)
+    console, rows = Console(), []
+    chosen = [name for name in options.models if not missing(name)]
+    for name in set(options.models) - set(chosen):
+        console.print(f"{name}: its library is not installed")
+    batch = photographs(options.batch, options.size)
+    jax.jit(jnp.sum).lower(batch[0]).compile()  # what the first compilation sets up
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("models", total=len(chosen))
+        for name in chosen:
+            progress.update(task, description=name)
+            rows.append(measured(name, batch, options.seconds, options.steps))
+            progress.advance(task)
+            if options.output:
+                found = {"batch": options.batch, "size": options.size, "machine": machine(), "rows": rows}
+                (options.output / "zoo.json").write_text(json.dumps(found, indent=1) + "\n")
+                picture(rows, options.output / "zoo.png")
+    console.print(table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):  # glibc reads them as Python starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    main()

@@ -14,6 +14,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from jaxnorm import _flax
+from jaxnorm._cotangents import cast
 from jaxnorm._models import NOT_HERE, NoEqual, Report, own_class
 
 __all__ = ["Replaced", "hand_rules"]
@@ -115,9 +116,9 @@ class _Variables:
         return self._module.mean[...], self._module.var[...]
 
     def update(self, mean: jax.Array, var: jax.Array) -> None:
-        """Sets them."""
-        self._module.mean[...] = mean
-        self._module.var[...] = var
+        """Sets them; they keep their dtype."""
+        for variable, value in ((self._module.mean, mean), (self._module.var, var)):
+            variable[...] = cast(value, variable[...].dtype)
 
     def chosen(self, name: str, argument: Any) -> Any:
         """The option: the call's, or else the constructor's."""

@@ -55,7 +55,9 @@ def hand_rules(model: Tree) -> Tree:
     References:
       equinox, https://docs.kidger.site/equinox.
     """
-    return _exchanged(model, lambda layer: layer if _without_equal(layer) else _with_class(layer, _HAND[type(layer)]))
+    return _exchanged(
+        model, lambda layer: layer if _without_equal(layer) else _with_class(layer, _HAND.get(type(layer), type(layer)))
+    )
 
 
 def restore(model: Tree) -> Tree:
@@ -89,7 +91,7 @@ def _without_equal(layer: Any) -> str | None:
     if isinstance(layer, eqx.nn.Conv | eqx.nn.ConvTranspose) and not 1 <= layer.num_spatial_dims <= 3:
         return f"{layer.num_spatial_dims} spatial axes"
     weight = getattr(layer, "weight", None)
-    if eqx.is_array(weight) and not jnp.issubdtype(weight.dtype, jnp.floating):
+    if weight is not None and eqx.is_array(weight) and not jnp.issubdtype(weight.dtype, jnp.floating):
         return f"the weight is {weight.dtype}"
     return None
 

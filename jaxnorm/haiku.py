@@ -238,11 +238,13 @@ def _batch_norm_layer(
     if not of_batch:
         averages = (cast(ema.average, x.dtype) for ema in (layer.mean_ema, layer.var_ema))
         stats = BatchStats(*(reshape(average, channels) for average in averages))
-    scale, offset = _scale_and_offset(layer, x, view, scale, offset)
-    dtype = result_dtype(x, scale, offset)
+    parameters = _scale_and_offset(layer, x, view, scale, offset)
+    dtype = result_dtype(x, *parameters)
+    scale, offset = (None if p is None else reshape(jnp.broadcast_to(p, view), channels) for p in parameters)
     y, new = _batch_norm.batch_norm(
         cast(x, jnp.promote_types(x.dtype, dtype)),
-        *(None if p is None else reshape(jnp.broadcast_to(p, view), channels) for p in (scale, offset)),
+        scale,
+        offset,
         stats,
         training=bool(of_batch),
         feature_axis=channel,

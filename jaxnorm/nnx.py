@@ -107,8 +107,8 @@ class _Variables:
         if variable is None:
             return None
         value = variable[...]
-        if name == "kernel" and value.shape != shape:
-            raise NoEqual(f"{name} has shape {value.shape}, not {shape}")
+        if name == "kernel" and jnp.shape(value) != shape:
+            raise NoEqual(f"{name} has shape {jnp.shape(value)}, not {shape}")
         return jnp.reshape(value, shape)  # the ones in the shape of an einsum's bias are the caller's choice
 
     def statistics(self) -> tuple[Any, Any]:
@@ -128,7 +128,7 @@ class _Variables:
         return value
 
 
-def _hand(cls: type[nnx.Module]) -> type[nnx.Module]:
+def _hand(cls: Any) -> Any:
     """The class derived from a layer's whose calls go to its rule."""
     compute, own = RULES[cls], vars(cls)["__call__"]
 

@@ -73,24 +73,28 @@ def hand_rules() -> Iterator[Report]:
         module = context.module
         if context.method_name != "__call__" or not isinstance(module, tuple(RULES)) or module.is_initializing():
             return own(*args, **kwargs)
-        name = "/".join(module.path) or type(module).__name__
+        name, cls = "/".join(module.path) or type(module).__name__, type(module)
+        if cls not in RULES:
+            y = own(*args, **kwargs)
+            if name not in report.replaced:  # a layer under `nn.remat` and its kin calls linen's own class
+                report.add(name, cls, own_class(module, RULES))
+            return y
         try:
-            y = _computed(module, *args, **kwargs)
+            y = _computed(RULES[cls], module, *args, **kwargs)
         except NOT_HERE as error:
-            report.add(name, type(module), str(error))
+            report.add(name, cls, str(error))
             return own(*args, **kwargs)
-        report.add(name, type(module), None)
+        report.add(name, cls, None)
         return y
 
     with nn.intercept_methods(interceptor), in_effect(True):
         yield report
 
 
-def _computed(module: nn.Module, *args: Any, **kwargs: Any) -> jax.Array:
+def _computed(compute: Callable[..., jax.Array], module: nn.Module, *args: Any, **kwargs: Any) -> jax.Array:
     """What a layer's call returns, by its rule."""
-    compute = RULES.get(type(module))
-    reason = own_class(module, RULES) if compute is None else _flax.without_equal(compute, module, promote_dtype)
-    if compute is None or reason is not None:
+    reason = _flax.without_equal(compute, module, promote_dtype)
+    if reason is not None:
         raise NoEqual(reason)
     return compute(module, _Variables(module), *args, **kwargs)
 

@@ -138,4 +138,5 @@ def batch_norm(
 def _statistics_dtype(layer: Any, x: jax.Array) -> Any:
     """The dtype in which the library computes the statistics of x."""
     dtype = jnp.dtype(layer.dtype or x.dtype)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.inexact) else jnp.promote_types(dtype, jnp.float32)
     return jnp.promote_types(dtype, jnp.float32) if getattr(layer, "force_float32_reductions", True) else dtype

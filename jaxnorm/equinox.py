@@ -243,7 +243,7 @@ def _hand(cls: Any) -> Any:
         return y if state else y[0]
 
     norm = compute in (_layer_norm, _group_norm, _batch_norm_layer)
-    members = {"__call__": stateful if norm else plain, "__doc__": cls.__doc__}
+    members = {"__call__": stateful if norm else plain, "__doc__": f"`{cls.__name__}`, computed by jaxnorm."}
     members |= {"__module__": __name__, "__qualname__": cls.__name__}
     return type(cls)(cls.__name__, (cls,), members)
 

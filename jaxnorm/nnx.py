@@ -138,7 +138,12 @@ def _hand(cls: Any) -> Any:
         except NOT_HERE:
             return own(self, *args, **kwargs)
 
-    members = {"__call__": __call__, "__doc__": cls.__doc__, "__module__": __name__, "__qualname__": cls.__name__}
+    members = {
+        "__call__": __call__,
+        "__doc__": f"`{cls.__name__}`, computed by jaxnorm.",
+        "__module__": __name__,
+        "__qualname__": cls.__name__,
+    }
     return type(cls)(cls.__name__, (cls,), members)
 
 

@@ -20,11 +20,13 @@ from jaxnorm.losses import (
 )
 from jaxnorm.losses._linear import linear_softmax_cross_entropy
 from jaxnorm.norms import group_norm, instance_norm, layer_norm, normalize, rms_norm
+from jaxnorm.pooling import avg_pool, max_pool
 
 __all__ = [
     "BatchStats",
     "affine",
     "affine_relu",
+    "avg_pool",
     "batch_norm",
     "check",
     "conv",
@@ -35,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear_softmax_cross_entropy",
     "log_softmax",
+    "max_pool",
     "multiclass_hinge_loss",
     "multiclass_svm_loss",
     "normalize",

@@ -119,6 +119,14 @@ def canonical_axes(name: str, axes: Axes, ndim: int) -> tuple[int, ...]:
     return canonical
 
 
+def channel_axis(x: jax.Array, feature_axis: Any) -> int:
+    """The channels' axis of an array whose axis 0 is the batch."""
+    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
+    if axis == 0:
+        raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
+    return axis
+
+
 # --- labels ----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from jaxnorm._arguments import (
     as_mask,
     as_parameter,
     canonical_axes,
-    canonical_axis,
+    channel_axis,
     check_broadcastable,
     static_int,
 )
@@ -224,7 +224,7 @@ def instance_norm(
       Ulyanov, Vedaldi and Lempitsky 2016, https://arxiv.org/abs/1607.08022.
     """
     array = as_float_array("x", x)
-    channels = array.shape[_feature_axis(array, feature_axis)]
+    channels = array.shape[channel_axis(array, feature_axis)]
     return _over_groups(array, scale, bias, max(channels, 1), feature_axis, epsilon, where)
 
 
@@ -305,7 +305,7 @@ def _over_groups(
     where: ArrayLike | None,
 ) -> jax.Array:
     """The norms of each example over its spatial axes and one group of consecutive channels."""
-    axis = _feature_axis(x, feature_axis)
+    axis = channel_axis(x, feature_axis)
     channels, groups = x.shape[axis], static_int("num_groups", num_groups, minimum=1)
     if channels % groups:
         raise ValueError(f"num_groups must divide the {channels} channels (axis {axis} of x {x.shape}), got {groups}")
@@ -322,11 +322,3 @@ def _over_groups(
     axes = tuple(a for a in range(1, x.ndim + 1) if a != axis)
     layout = Layout(split(x.shape), axes, *views(scale, bias, view), where_view=where_view)
     return normalized(Call(Norm(epsilon), layout), x, scale, bias, mask)[0]
-
-
-def _feature_axis(x: jax.Array, feature_axis: int) -> int:
-    """The channels' axis of an array whose axis 0 is the batch."""
-    axis = canonical_axis("feature_axis", feature_axis, x.ndim)
-    if axis == 0:
-        raise ValueError(f"feature_axis must not be 0, the batch's axis, got {feature_axis} for x of shape {x.shape}")
-    return axis

@@ -38,6 +38,8 @@ conv(x, kernel, bias=None, *, strides=1, padding='SAME', input_dilation=1, kerne
  dimension_numbers=None, precision=None, preferred_element_type=None)
 conv_transpose(x, kernel, bias=None, *, strides=1, padding='SAME', kernel_dilation=1, dimension_numbers=None,\
  transpose_kernel=False, precision=None, preferred_element_type=None)
+max_pool(x, window, *, strides=None, padding='VALID', feature_axis=-1)
+avg_pool(x, window, *, strides=None, padding='VALID', feature_axis=-1, count_include_pad=True)
 """
 WANTED = dict(line.split("(", 1) for line in SIGNATURES.strip().splitlines())
 

@@ -52,6 +52,8 @@ FUNCTIONS = {
     "conv, groups": (partial(jn.conv, feature_group_count=2), [IMAGE, (3, 3, 3, 4)]),
     "conv, depthwise": (partial(jn.conv, feature_group_count=6, strides=2), [IMAGE, (3, 3, 1, 6)]),
     "conv, 3-D": (jn.conv, [("b", 4, 4, 4, 3), (3, 3, 3, 3, 2)]),
+    "max pool": (partial(jn.max_pool, window=3, strides=2, padding="SAME"), [IMAGE]),
+    "average pool": (partial(jn.avg_pool, window=3, strides=1, padding=1, count_include_pad=False), [IMAGE]),
     "transposed conv": (partial(jn.conv_transpose, strides=2), [IMAGE, (3, 3, 6, 4)]),
 }
 

@@ -272,6 +272,38 @@ def _convolution_cases() -> list[Case]:
     ]
 
 
+def _pooling_cases() -> list[Case]:
+    image, volume, signal = _normal(2, 7, 8, 3), _normal(2, 4, 5, 3, 3), _normal(3, 11, 4)
+    first, ends = np.moveaxis(image, -1, 1).copy(), ((1, 0), (2, 1))
+    cases = []
+    for name in ("max_pool", "avg_pool"):
+        cases += [
+            Case(name, "2x2", {"x": image}, {"window": 2}),
+            Case(name, "3x3, stride 2, same", {"x": image}, {"window": 3, "strides": 2, "padding": "SAME"}),
+            Case(name, "gaps", {"x": image}, {"window": (1, 2), "strides": (2, 3), "padding": "SAME_LOWER"}),
+            Case(name, "overlaps", {"x": image}, {"window": (5, 3), "strides": (1, 2), "padding": ends}),
+            Case(name, "channels first", {"x": first}, {"window": 3, "strides": 2, "padding": 1, "feature_axis": 1}),
+            Case(name, "1-D, causal", {"x": signal}, {"window": 4, "strides": 1, "padding": ((3, 0),)}),
+            Case(name, "3-D", {"x": volume}, {"window": (2, 3, 2), "strides": (1, 2, 1), "padding": (0, 1, 0)}),
+            Case(name, "whole", {"x": image}, {"window": (7, 8)}),
+        ]
+    without = {"strides": 2, "padding": "SAME", "count_include_pad": False}
+    return [
+        *cases,
+        Case("avg_pool", "without padding", {"x": image}, {"window": 3, **without}),
+        Case(
+            "avg_pool", "wide padding", {"x": signal}, {"window": 2, "padding": ((3, 2),), "count_include_pad": False}
+        ),
+    ]
+
+
 def all_cases() -> list[Case]:
     """Every case of every public function."""
-    return [*_normalization_cases(), *_softmax_cases(), *_linear_loss_cases(), *_dense_cases(), *_convolution_cases()]
+    return [
+        *_normalization_cases(),
+        *_softmax_cases(),
+        *_linear_loss_cases(),
+        *_dense_cases(),
+        *_convolution_cases(),
+        *_pooling_cases(),
+    ]

@@ -25,11 +25,13 @@ from jaxnorm.reference._normalization import (
     normalize,
     rms_norm,
 )
+from jaxnorm.reference._pooling import avg_pool, max_pool
 
 __all__ = [
     "BatchStats",
     "affine",
     "affine_relu",
+    "avg_pool",
     "batch_norm",
     "conv",
     "conv_transpose",
@@ -39,6 +41,7 @@ __all__ = [
     "layer_norm",
     "linear_softmax_cross_entropy",
     "log_softmax",
+    "max_pool",
     "multiclass_hinge_loss",
     "multiclass_svm_loss",
     "normalize",

@@ -1,0 +1,1 @@
+"""How the passes over windows are run."""

@@ -1,0 +1,284 @@
+"""Windows as XLA's CPU backend runs them fast: elementwise arithmetic over rows, not loops over windows.
+
+The backend runs a `reduce_window` as a loop over the window for each output, a `select_and_scatter` as a search and a
+scatter, and a padding as a test in front of each entry. A gather of whole rows along the axes of the windows, by
+positions that are arithmetic on an iota, it turns into plain loads of neighbouring numbers, which fill a vector. So
+
+- an entry of a window is a row of x, at a position that is moved into x: a window that reaches beyond x meets its
+  outermost entry again, which changes no maximum and no first winner, and which a sum leaves out;
+- the winner of each window is a number, found in one pass over x; then each entry of dx looks at the few windows that
+  it lies in, and adds the cotangents of those that name it.
+
+The maximum and the sum over a box are those over its first axes of those over its last axes, and the first winner of a
+box, in row-major order, is that of the first row which attains the maximum. Large boxes are taken so, pass by pass.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxnorm._cotangents import cast
+from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.pooling.windows import Elementwise, Windows
+from jaxnorm._lower.sizes import at_most
+
+T = TypeVar("T")
+Index = tuple[Any, ...]  # one int for each axis of the windows, traced in a loop
+
+TOGETHER = 9  # axes are taken in one pass if their windows have at most so many entries
+UNROLLED = 32  # so many entries are unrolled, and more are a loop
+CHUNK = 8  # entries of one turn of a loop
+LANES = 8  # so many examples of one channel are worth a transposition: they fill a vector
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuWindows(Windows):
+    """The windows as XLA's CPU backend wants them."""
+
+    def maximum(self, x: jax.Array) -> jax.Array:
+        """(1)."""
+        view = self._view(x)
+        x = view.rows(x)
+        for one in view.windows._passes(self.window):
+            x = outlined(one._maximum, x)
+        return view.back(x)
+
+    def to_winners(self, x: jax.Array, g: jax.Array) -> jax.Array:
+        """(3)."""
+        view = self._view(x)
+        passes, reached, g = list(view.windows._passes(self.window)), [view.rows(x)], view.rows(g)
+        for one in passes[:-1]:
+            reached.append(outlined(one._maximum, reached[-1]))
+        for one, x in zip(reversed(passes), reversed(reached), strict=True):
+            g = outlined(one._to_winners, outlined(one._winners, x), g)
+        return view.back(g)
+
+    def total(self, of: Elementwise, x: jax.Array, dtype: Any) -> jax.Array:
+        """Of the sum of (2), which is accumulated in this dtype."""
+        view = self._view(x)
+        x = view.rows(x)
+        for one in view.windows._passes(self.window):
+            x = outlined(functools.partial(one._total, dtype=dtype), x)
+        return of(view.back(x))
+
+    def to_members(self, of: Elementwise, g: jax.Array) -> jax.Array:
+        """The sum of (4)."""
+        view = self._view(g)
+        g = view.rows(outlined(of, g))
+        for one in reversed(list(view.windows._passes(self._overlaps))):
+            g = outlined(one._to_members, g)
+        return view.back(g)
+
+    def _along(self, axes: slice) -> "CpuWindows":
+        """The windows along some of their axes alone."""
+        names = ("axes", "input_size", "window", "strides", "padding")
+        chosen: dict[str, Any] = {name: getattr(self, name)[axes] for name in names}
+        return dataclasses.replace(self, **chosen)
+
+    def _passes(self, counts: tuple[int, ...]) -> Iterator["CpuWindows"]:
+        """These windows as windows along fewer axes, one after the other: the last axes first.
+
+        A pass along several axes meets at each position as many entries as the product of their counts.
+        """
+        end = len(self.axes)
+        while end:
+            start = end - 1
+            while start and math.prod(counts[start - 1 : end]) <= TOGETHER:
+                start -= 1
+            yield self._along(slice(start, end))
+            end = start
+
+    # --- one pass over the windows --------------------------------------------------------------------------------
+
+    def _maximum(self, x: jax.Array) -> jax.Array:
+        y = _fold(self.window, lambda k: self._entry(x, k), lambda y, k: lax.max(y, self._entry(x, k)))
+        for axis, size, k, s, (low, high), count in self._rows():
+            if low >= k or high >= k:  # else every window has an entry of x
+                start = s * lax.iota(jnp.int32, count) - low
+                is_empty = self._along_axis(axis, (start + k <= 0) | (start >= size), y.shape)
+                y = jnp.where(is_empty, jnp.array(-jnp.inf, y.dtype), y)
+        return y
+
+    def _winners(self, x: jax.Array) -> jax.Array:
+        """For each window, which of its entries is w(t), counted in row-major order."""
+
+        def first(k: Index) -> tuple[jax.Array, jax.Array]:
+            entry = self._entry(x, k)
+            return entry, self._number_of_entry(k, entry.shape)
+
+        def later(found: tuple[jax.Array, jax.Array], k: Index) -> tuple[jax.Array, jax.Array]:
+            best, winner = found
+            entry = self._entry(x, k)
+            wins = (entry > best) | ((entry != entry) & (best == best))
+            return jnp.where(wins, entry, best), jnp.where(wins, self._number_of_entry(k, best.shape), winner)
+
+        return _fold(self.window, first, later)[1]
+
+    def _to_winners(self, winner: jax.Array, g: jax.Array) -> jax.Array:
+        def term(d: Index) -> jax.Array:
+            wins = self._of_windows(winner, d) == self._number_in_window(d, self._shape_of_x(g))
+            return jnp.where(wins, self._of_windows(g, d), 0)
+
+        return _fold(self._overlaps, term, lambda dx, d: dx + term(d))
+
+    def _total(self, x: jax.Array, dtype: Any) -> jax.Array:
+        def term(k: Index) -> jax.Array:
+            entry = cast(self._entry(x, k), dtype)
+            for i, (axis, size, _, _, (low, high), _) in enumerate(self._rows()):
+                if low or high:
+                    position = self._position(i, k[i])
+                    inside = self._along_axis(axis, (position >= 0) & (position < size), entry.shape)
+                    entry = jnp.where(inside, entry, 0)
+            return entry
+
+        return _fold(self.window, term, lambda y, k: y + term(k))
+
+    def _to_members(self, g: jax.Array) -> jax.Array:
+        def term(d: Index) -> jax.Array:
+            is_in = self._number_in_window(d, self._shape_of_x(g)) >= 0
+            return jnp.where(is_in, self._of_windows(g, d), 0)
+
+        return _fold(self._overlaps, term, lambda dx, d: dx + term(d))
+
+    # --- the entries k of every window --------------------------------------------------------------------------------
+
+    def _entry(self, x: jax.Array, k: Index) -> jax.Array:
+        """Entry k of every window, or the entry of x next to it."""
+        for i, (axis, size, *_) in enumerate(self._rows()):
+            x = _rows_at(x, axis, jnp.clip(self._position(i, k[i]), 0, size - 1))
+        return x
+
+    def _position(self, i: int, k: Any) -> jax.Array:
+        """Where entry k of every window lies along the i-th axis."""
+        return self.strides[i] * lax.iota(jnp.int32, self.output_size[i]) + (k - self.padding[i][0])
+
+    def _number_of_entry(self, k: Index, shape: tuple[int, ...]) -> jax.Array:
+        """The number in its window, in row-major order, of the entry that `_entry` finds."""
+        number = jnp.zeros(shape, jnp.int32)
+        for i, (axis, size, window, *_) in enumerate(self._rows()):
+            position = self._position(i, k[i])
+            found = jnp.clip(position, 0, size - 1) - position + k[i]
+            number = number * window + self._along_axis(axis, found, shape)
+        return number
+
+    # --- the windows of every entry -----------------------------------------------------------------------------------
+
+    @property
+    def _overlaps(self) -> tuple[int, ...]:
+        """The largest number of windows that an entry lies in, along each axis."""
+        return tuple(-(-k // s) for k, s in zip(self.window, self.strides, strict=True))
+
+    def _of_windows(self, g: jax.Array, d: Index) -> jax.Array:
+        """What belongs to the window that is d before the last one which each entry of x lies in, or to one near it."""
+        for i, (axis, *_, count) in enumerate(self._rows()):
+            g = _rows_at(g, axis, jnp.clip(self._window_of(i, d[i])[0], 0, count - 1))
+        return g
+
+    def _window_of(self, i: int, d: Any) -> tuple[jax.Array, jax.Array]:
+        """That window's t along the i-th axis, and which of its entries each entry of x is; there may be none."""
+        s = self.strides[i]
+        position = lax.iota(jnp.int32, self.input_size[i]) + self.padding[i][0]
+        last = position if s == 1 else lax.div(position, jnp.int32(s))
+        return last - d, position - s * (last - d)
+
+    def _number_in_window(self, d: Index, shape: tuple[int, ...]) -> jax.Array:
+        """Which entry of that window each entry of x is, in row-major order; negative if there is no such window."""
+        number, is_in = jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)
+        for i, (axis, _, window, _, _, count) in enumerate(self._rows()):
+            t, k = self._window_of(i, d[i])
+            is_in &= self._along_axis(axis, (t >= 0) & (t < count) & (k < window), shape)
+            number = number * window + self._along_axis(axis, k, shape)
+        return jnp.where(is_in, number, -1)
+
+    def _shape_of_x(self, g: jax.Array) -> tuple[int, ...]:
+        sizes = dict(zip(self.axes, self.input_size, strict=True))
+        return tuple(sizes.get(axis, size) for axis, size in enumerate(g.shape))
+
+    # --- what these share ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _along_axis(axis: int, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return lax.broadcast_in_dim(values, shape, (axis,))
+
+    def _view(self, x: jax.Array) -> "View":
+        """How the passes see x: with numbers that they treat alike side by side: channels, or examples of one."""
+        others = [axis for axis in range(x.ndim) if axis not in self.axes]
+        sizes = tuple(x.shape[axis] for axis in others)
+        if others and at_most(sizes[-1], 1, unknown=False) and not at_most(math.prod(sizes), LANES - 1, unknown=False):
+            return View((*self.axes, *others), sizes, self)
+        return View((*others[:-1], *self.axes, *others[-1:]), (), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An array with its axes in another order, and the last ones as one."""
+
+    order: tuple[int, ...]
+    merged: tuple[Any, ...]  # the sizes of the last axes, if they are one
+    caller: CpuWindows
+
+    @property
+    def windows(self) -> CpuWindows:
+        """The windows in this view."""
+        axes = tuple(self.order.index(axis) for axis in self.caller.axes)
+        return dataclasses.replace(self.caller, axes=axes, ndim=len(self.order) - max(len(self.merged) - 1, 0))
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """The caller's array in this view."""
+
+        def viewed(x: jax.Array) -> jax.Array:
+            x = lax.transpose(x, self.order)
+            return lax.collapse(x, x.ndim - len(self.merged)) if self.merged else x
+
+        return x if self._is_plain else outlined(viewed, x)
+
+    def back(self, x: jax.Array) -> jax.Array:
+        """An array in this view as the caller's."""
+
+        def unviewed(x: jax.Array) -> jax.Array:
+            x = lax.reshape(x, (*x.shape[:-1], *self.merged)) if self.merged else x
+            return lax.transpose(x, np.argsort(self.order))
+
+        return x if self._is_plain else outlined(unviewed, x)
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.order == tuple(range(len(self.order))) and len(self.merged) < 2
+
+
+def _rows_at(x: jax.Array, axis: int, positions: jax.Array) -> jax.Array:
+    """The rows of x at these positions along an axis."""
+    others = tuple(other for other in range(x.ndim) if other != axis)
+    numbers = lax.GatherDimensionNumbers(others, collapsed_slice_dims=(axis,), start_index_map=(axis,))
+    sizes = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    return lax.gather(x, positions[:, None], numbers, sizes, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+
+
+def _fold(counts: tuple[int, ...], first: Callable[[Index], T], later: Callable[[T, Index], T]) -> T:
+    """`first` of the first index and `later` of what was found and of each other one, in row-major order."""
+    indices = list(np.ndindex(*counts))
+    found = first(indices[0])
+    if len(indices) <= UNROLLED:
+        for index in indices[1:]:
+            found = later(found, index)
+        return found
+
+    (count,) = counts  # several axes have few entries together
+
+    def turn(found: T, start: jax.Array) -> tuple[T, None]:
+        for i in range(CHUNK):
+            found = later(found, (start + i,))
+        return found, None
+
+    turns = (count - 1) // CHUNK
+    found, _ = lax.scan(turn, found, 1 + CHUNK * jnp.arange(turns, dtype=jnp.int32))
+    for k in range(1 + CHUNK * turns, count):
+        found = later(found, (k,))
+    return found

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _batch_norm, convolution, norms
+from jaxnorm import _batch_norm, convolution, norms, pooling
 from jaxnorm._batch_norm import BatchStats
 from jaxnorm._cotangents import cast, reshape
 from jaxnorm._models import NOT_HERE, NoEqual, Report, axis_orders, in_dtype, own_class, result_dtype
@@ -25,11 +25,12 @@ Tree = TypeVar("Tree")
 
 
 def hand_rules(model: Tree) -> Tree:
-    """A model whose equinox norms, convolutions and dense layers compute by this library's rules.
+    """A model whose equinox norms, convolutions, pooling and dense layers compute by this library's rules.
 
-    The layers are `Linear`, `Conv` and `ConvTranspose` of 1 to 3 spatial axes under all of their names, `BatchNorm` of
-    mode "batch", `LayerNorm`, `RMSNorm` and `GroupNorm`, where they are equinox' own classes and not classes derived
-    from them. Parameters, state and the result's dtype are the layer's. `report(model)` says which layers these are.
+    The layers are `Linear`, `Conv` and `ConvTranspose` of 1 to 3 spatial axes under all of their names, `MaxPool1d` and
+    `AvgPool1d` to 3d, `BatchNorm` of mode "batch", `LayerNorm`, `RMSNorm` and `GroupNorm`, where they are equinox' own
+    classes and not classes derived from them. Parameters, state and the result's dtype are the layer's. `report(model)`
+    says which layers these are.
 
     Args:
       model: the model, or any tree that holds its layers, such as the state of an optimizer made for it.
@@ -161,6 +162,25 @@ def _convolved(layer: Any, x: jax.Array, **options: Any) -> jax.Array:
     return reshape(y, y.shape[1:])
 
 
+def _max_pool(layer: Any, x: jax.Array) -> jax.Array:
+    """`MaxPool1d` and its kin."""
+    return _pooled(pooling.max_pool, layer, x)
+
+
+def _avg_pool(layer: Any, x: jax.Array) -> jax.Array:
+    """`AvgPool1d` and its kin, which divide by the window's size."""
+    return _pooled(pooling.avg_pool, layer, x)
+
+
+def _pooled(pool: Callable[..., jax.Array], layer: Any, x: jax.Array) -> jax.Array:
+    """A pooling of one example, channels first."""
+    padding = layer._update_padding_for_ceil(x.shape) if layer.use_ceil else layer.padding
+    layer._check_is_padding_valid(padding)
+    batch = reshape(x, (1, *x.shape))
+    y = pool(batch, layer.kernel_size, strides=layer.stride, padding=padding, feature_axis=1)
+    return reshape(y, y.shape[1:])
+
+
 def _layer_norm(layer: Any, x: jax.Array) -> jax.Array:
     """`LayerNorm` and `RMSNorm`, over all axes of one example."""
     if x.shape != layer.shape:
@@ -218,6 +238,8 @@ RULES: Mapping[type, Callable[..., Any]] = {
         (eqx.nn.ConvTranspose, eqx.nn.ConvTranspose1d, eqx.nn.ConvTranspose2d, eqx.nn.ConvTranspose3d),
         _conv_transpose,
     ),
+    **dict.fromkeys((eqx.nn.MaxPool1d, eqx.nn.MaxPool2d, eqx.nn.MaxPool3d), _max_pool),
+    **dict.fromkeys((eqx.nn.AvgPool1d, eqx.nn.AvgPool2d, eqx.nn.AvgPool3d), _avg_pool),
     eqx.nn.LayerNorm: _layer_norm,
     eqx.nn.RMSNorm: _layer_norm,
     eqx.nn.GroupNorm: _group_norm,

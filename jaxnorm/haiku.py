@@ -5,6 +5,7 @@ are.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import _batch_norm, convolution, norms
+from jaxnorm import _batch_norm, convolution, norms, pooling
 from jaxnorm._batch_norm import BatchStats
 from jaxnorm._cotangents import cast, reshape
 from jaxnorm._models import (
@@ -33,11 +34,12 @@ __all__ = ["Report", "hand_rules"]
 
 @contextlib.contextmanager
 def hand_rules() -> Iterator[Report]:
-    """Computes haiku's norms, convolutions and dense layers by this library's rules, within the context.
+    """Computes haiku's norms, convolutions, pooling and dense layers by this library's rules, within the context.
 
     The layers are `Linear`, `ConvND`, `ConvNDTranspose`, `DepthwiseConv` of 1 to 3 spatial axes and under all of their
-    names, `BatchNorm`, `LayerNorm`, `RMSNorm`, `GroupNorm` and `InstanceNorm`, where they are haiku's own classes and
-    not classes derived from them. Parameters, state and the result's dtype are the layer's. `init` runs haiku's code.
+    names, `MaxPool`, `AvgPool`, `BatchNorm`, `LayerNorm`, `RMSNorm`, `GroupNorm` and `InstanceNorm`, where they are
+    haiku's own classes and not classes derived from them. Parameters, state and the result's dtype are the layer's.
+    `init` runs haiku's code, so that parameters and state are the same.
 
     What counts is where the model is traced: a function that `jax.jit` has compiled outside is compiled again within,
     and the other way round. The context belongs to the thread.
@@ -177,6 +179,47 @@ def _weights(layer: Any, x: jax.Array, shape: tuple[int, ...], outputs: int | No
     return w, reshape(hk.get_parameter("b", b_shape, x.dtype, init=layer.b_init), (outputs,))
 
 
+# --- pooling -------------------------------------------------------------------------------------------------------
+
+
+def _max_pool(layer: hk.MaxPool, value: Any) -> jax.Array:
+    return _pooled(pooling.max_pool, layer, value)
+
+
+def _avg_pool(layer: hk.AvgPool, value: Any) -> jax.Array:
+    return _pooled(functools.partial(pooling.avg_pool, count_include_pad=False), layer, value)
+
+
+def _pooled(pool: Callable[..., jax.Array], layer: Any, value: Any) -> jax.Array:
+    """A pooling of x, to which a batch axis is added if the window counts its first axis as a spatial one."""
+    x = as_array(value)
+    if layer.padding not in ("SAME", "VALID"):
+        raise NoEqual(f"padding is {layer.padding!r}")
+    sizes = [_per_axis(size, x.ndim, layer.channel_axis) for size in (layer.window_shape, layer.strides)]
+    if any(size[0] != 1 for size in sizes):
+        y = _pooled_batch(pool, layer, reshape(x, (1, *x.shape)), *((1, *size) for size in sizes))
+        return reshape(y, y.shape[1:])
+    return _pooled_batch(pool, layer, x, *sizes)
+
+
+def _pooled_batch(pool: Callable[..., jax.Array], layer: Any, x: jax.Array, window: Any, strides: Any) -> jax.Array:
+    """A pooling of a batch, whose channels are the last axis, or else the first, that the window leaves alone."""
+    channel = next((axis for axis in (x.ndim - 1, 1) if window[axis] == strides[axis] == 1), None)
+    if channel is None:
+        raise NoEqual(f"window_shape is {layer.window_shape}")
+    spatial = [axis for axis in range(1, x.ndim) if axis != channel]
+    window, strides = ([size[axis] for axis in spatial] for size in (window, strides))
+    return pool(x, window, strides=strides, padding=layer.padding, feature_axis=channel)
+
+
+def _per_axis(size: Any, ndim: int, channel_axis: int | None) -> tuple[int, ...]:
+    """The window or the strides along every axis, as haiku reads an int or fewer numbers than there are axes."""
+    if not isinstance(size, int):
+        return (*(1,) * (ndim - len(size)), *size)
+    channel = channel_axis % ndim if channel_axis else None
+    return (1, *(1 if axis == channel else size for axis in range(1, ndim)))
+
+
 # --- norms ---------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +329,8 @@ RULES: Mapping[type[hk.Module], Callable[..., jax.Array]] = {
     **dict.fromkeys((hk.ConvND, hk.Conv1D, hk.Conv2D, hk.Conv3D), _conv),
     **dict.fromkeys((hk.ConvNDTranspose, hk.Conv1DTranspose, hk.Conv2DTranspose, hk.Conv3DTranspose), _conv_transpose),
     **dict.fromkeys((hk.DepthwiseConv1D, hk.DepthwiseConv2D, hk.DepthwiseConv3D), _depthwise_conv),
+    hk.MaxPool: _max_pool,
+    hk.AvgPool: _avg_pool,
     **dict.fromkeys((hk.LayerNorm, hk.InstanceNorm), _layer_norm),
     hk.RMSNorm: _rms_norm,
     hk.GroupNorm: _group_norm,

@@ -8,10 +8,11 @@ differences of the function itself. `python -m jaxnorm check` does it to this li
 """
 
 from jaxnorm.check._cost import saved_bytes
+from jaxnorm.check._jvp import check_jvp
 from jaxnorm.check._report import Report, Row
 from jaxnorm.check._vjp import check_vjp
 
-__all__ = ["Report", "Row", "check_vjp", "saved_bytes"]
+__all__ = ["Report", "Row", "check_jvp", "check_vjp", "saved_bytes"]
 
 
 def __dir__() -> list[str]:

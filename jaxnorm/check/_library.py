@@ -7,12 +7,14 @@ import jax
 import jaxnorm
 from jaxnorm import reference
 from jaxnorm.check._cases import Case
+from jaxnorm.check._derivative import CHECKS
 from jaxnorm.check._report import Report
 from jaxnorm.check._vjp import check_vjp
 
 
 def check_case(case: Case, **options: Any) -> Report:
     """`check_vjp` of a case against its plain twin; no rule may lean on implicit promotion, of dtypes or of ranks."""
+    options = {"checks": CHECKS[1:], **options}  # mixed dtypes too
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         return check_vjp(
             case.function(jaxnorm),

@@ -6,16 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.check._differences import difference_rows
 from jaxnorm.check._exact import Call, first_order, outside_jit, second_order, transforms
 from jaxnorm.check._inspect import rounds_to, rule_of
 from jaxnorm.check._invariance import invariance_rows
-from jaxnorm.check._precision import condition, cost, low_precisions, points_near, precision_rows
+from jaxnorm.check._precision import condition, cost, error_of, low_precisions, points_near, precision_rows
 from jaxnorm.check._problem import Layout, Leaves, flatten, mixed, output_names, shapes
-from jaxnorm.check._programs import FORWARD, REVERSE, Failed, Inputs, Mode, ours, points, truth
+from jaxnorm.check._programs import FORWARD, REVERSE, Failed, Inputs, Low, Mode, low_precision, ours, points, truth
 from jaxnorm.check._report import Report, Row, summarize
 from jaxnorm.check._setting import exact_products, hashable
 from jaxnorm.check._structure import Names, mixed_rows, structure_rows
@@ -140,9 +139,16 @@ def _exact(call: Call, inputs: Inputs, chosen: frozenset[str], lows: list[Any], 
     """Everything that is compared with the truth in float64."""
     parts = chosen & {"transforms"} | (chosen & {"second order"} if call.reference else frozenset())
     got = jax.device_get(ours(call.mode, call.fun, call.layout, call.outputs[0], parts, call.leaves, inputs))
-    wanted, table = _truth(call, inputs, parts, lows)
-    if call.judged != np.float64:
-        call = dataclasses.replace(call, condition=condition(call, "seed 0", table))
+    fixed = call.judged != np.float64
+    mode, reference, layout = call.mode, call.reference or call.fun, call.layout
+    plain = low_precision(mode, reference, layout, call.leaves, inputs, np.float32) if fixed else None
+    wanted, table = _truth(call, inputs, parts, lows, plain)
+    if fixed:
+        call = dataclasses.replace(
+            call,
+            condition=condition(call, "seed 0", table),
+            autodiff=error_of(call, plain, "judged", table) if plain and call.reference else {},
+        )
     failed = {name: result.text for name, result in got.items() if isinstance(result, Failed)}
     got = {name: result for name, result in got.items() if name not in failed}
     rows = [Row(name, call.arguments, False, note=f"fun {text}") for name, text in failed.items()]
@@ -162,11 +168,13 @@ def _exact(call: Call, inputs: Inputs, chosen: frozenset[str], lows: list[Any], 
         yield from precision_rows(call, low, plain, table, options.factor, options.ulps, "digits" in chosen)
 
 
-def _truth(call: Call, inputs: Inputs, parts: frozenset[str], lows: list[Any]) -> tuple[Any, dict[str, Any]]:
+def _truth(
+    call: Call, inputs: Inputs, parts: frozenset[str], lows: list[Any], plain: Low | None
+) -> tuple[Any, dict[str, Any]]:
     """What the reference makes of it, or the function itself; and its values at each point, by the point's name."""
     at = points(call.layout, list(call.incoming), call.leaves, inputs)
     if call.judged != np.float64:
-        at |= points_near("seed 0", at["seed 0"], 0)
+        at |= points_near("seed 0", at["seed 0"], 0) | ({"judged": plain.point} if plain else {})
     for low, _ in lows:
         at |= points_near(low.dtype.name, low.point, 0)
     reference = call.reference or call.fun

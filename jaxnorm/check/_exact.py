@@ -31,6 +31,7 @@ class Call:
     rounded_residuals: bool
     # Of each array, how far the truth moves, relative to its largest entry, by one ulp of each argument in float32.
     condition: dict[str, float] = dataclasses.field(default_factory=dict)
+    autodiff: dict[str, float] = dataclasses.field(default_factory=dict)  # the reference's error in that precision
 
     @property
     def arguments(self) -> str:
@@ -66,9 +67,12 @@ class Call:
     def _tolerance(self, dtype: np.dtype, name: str, loss: float) -> float:
         if dtype == np.float64:
             return self.tolerance
-        condition = self.condition.get(name, max(self.condition.values(), default=0.0))
+        epsilon = float(jnp.finfo(dtype).eps)
+        condition, autodiff = (
+            by_name.get(name, max(by_name.values(), default=0.0)) for by_name in (self.condition, self.autodiff)
+        )
         ulps = 64 + 8 * condition / float(jnp.finfo(jnp.float32).eps)
-        return max(self.tolerance, loss * ulps * float(jnp.finfo(dtype).eps))
+        return max(self.tolerance, loss * (ulps * epsilon + 4 * autodiff))
 
     def rows(self, check: str, got: Any, wanted: Any, reason: str = "") -> Iterator[Row]:
         """Of (float outputs, other outputs, outgoing derivatives), each of which may be left out."""

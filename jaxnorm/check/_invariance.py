@@ -1,4 +1,4 @@
-"""Row by row: permuted rows, a batch in two halves and added rows give the same results, where the caller names the axis."""
+"""Row by row: permuted rows, two halves of a batch and added rows give the same results, along a named axis."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

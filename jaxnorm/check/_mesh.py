@@ -126,9 +126,11 @@ class _Problem:
         ):
             if "shard_map" in chosen:
                 check = f"shard_map, check_vma {'on' if check_vma else 'off'}, gradient {place}"
-                yield from self._on_auto(check, lambda m, r=run, v=check_vma: programs.compiled(
-                    m, r(m, v), self.leaves, self.incoming
-                ), found)
+                yield from self._on_auto(
+                    check,
+                    lambda m, r=run, v=check_vma: programs.compiled(m, r(m, v), self.leaves, self.incoming),
+                    found,
+                )
         whole = [check for check in ("auto axes", "explicit axes", "unequal shards") if check in chosen]
         if self.unbound:
             for check in whole:
@@ -165,7 +167,8 @@ class _Problem:
         wrong = {row.about for row in plain if not row.ok}
         verdict = {True: "the plain reference is wrong there too", False: "the plain reference is right there"}
         return [
-            row if row.ok else dataclasses.replace(row, note=f"{row.note}; {verdict[row.about in wrong]}") for row in rows
+            row if row.ok else dataclasses.replace(row, note=f"{row.note}; {verdict[row.about in wrong]}")
+            for row in rows
         ]
 
     def _on_explicit_axes(self) -> Iterator[Row]:
@@ -232,14 +235,22 @@ class _Problem:
 
 
 def _problem(
-    fun: Any, reference: Any, args: Any, argnums: Any, mesh: Mesh, in_specs: Any, out_specs: Any, tolerance: float, seed: int
+    fun: Any,
+    reference: Any,
+    args: Any,
+    argnums: Any,
+    mesh: Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    tolerance: float,
+    seed: int,
 ) -> _Problem:
     layout, leaves = flatten(fun, args, argnums)
-    one = isinstance(in_specs, P) or in_specs is None
-    specs = broadcast_specs((in_specs,) * len(args) if one else tuple(in_specs), args)
-    if len(specs) != len(leaves):
+    each = (in_specs,) * len(args) if isinstance(in_specs, P) else tuple(in_specs or ())
+    if len(each) != len(args):
         raise ValueError(f"in_specs must be one per argument, {len(args)}, got {in_specs}")
-    unbound = _unbound(layout.flat(fun), leaves)
+    specs = broadcast_specs(each, args)
+    unbound = _unbound(layout, layout.flat(fun), leaves)
     if reference is None and unbound:
         raise ValueError(f"reference must be given, the function of whole arrays: fun {unbound}")
     flat = layout.flat(reference or fun)
@@ -254,14 +265,22 @@ def _problem(
     return _Problem(ours, plain, (*names, layout.moving_names), leaves, g, wanted, tolerance, unbound)
 
 
-def _unbound(flat: Any, leaves: Leaves) -> str:
+def _unbound(layout: Layout, flat: Any, leaves: Leaves) -> str:
+    """Why a function, or its rule, cannot be called with whole arrays; "" if it can."""
     try:
-        jax.eval_shape(flat, shapes(leaves))
-    except NameError as error:
-        return f"needs an axis: {(str(error).splitlines() or [''])[0]}"
+        outputs = jax.eval_shape(flat, shapes(leaves))[0]
     except Exception as error:
-        return Failed.by(error).text
+        return _axis(error) or Failed.by(error).text
+    try:
+        jax.eval_shape(lambda v, g: vjp_at(layout, flat, v, g), shapes(leaves), outputs)
+    except Exception as error:  # any other is a failure of the checks that run it
+        return _axis(error)
     return ""
+
+
+def _axis(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"needs an axis: {first}" if isinstance(error, NameError) and "axis" in first else ""
 
 
 def _rounds(ours: OnMesh, leaves: Leaves, g: Leaves) -> bool:
@@ -279,10 +298,15 @@ def _outputs(m: OnMesh, fun: Any, flat: Any, leaves: Leaves, out_specs: Any) -> 
     paths = jax.tree_util.tree_flatten_with_path(local)[0]
     if out_specs is None:
         whole = jax.eval_shape(flat, shapes(leaves))
-        mine = [o for o in jax.tree.leaves(local) if is_float(o)], [o for o in jax.tree.leaves(local) if not is_float(o)]
+        mine = (
+            [o for o in jax.tree.leaves(local) if is_float(o)],
+            [o for o in jax.tree.leaves(local) if not is_float(o)],
+        )
         if tuple(map(len, whole)) != tuple(map(len, mine)):
             raise ValueError(f"reference must return as many arrays as fun, {len(paths)}, got {sum(map(len, whole))}")
-        specs = iter([[_spec_of(m, a, b) for a, b in zip(*side, strict=True)] for side in zip(mine, whole, strict=True)])
+        specs = iter(
+            [[_spec_of(m, a, b) for a, b in zip(*side, strict=True)] for side in zip(mine, whole, strict=True)]
+        )
         found = tuple(specs)
     else:
         every = broadcast_specs(out_specs, local)

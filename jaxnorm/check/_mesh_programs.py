@@ -90,9 +90,7 @@ def taken_inside(m: OnMesh, check_vma: bool) -> Callable[..., Any]:
         sums = [jax.lax.psum(c, m.others(s)) if m.others(s) else c for c, s in zip(cotangents, moving, strict=True)]
         return [f[None] for f in floats], [o[None] for o in others], sums
 
-    values = tuple(
-        list(specs) if check_vma else [P(m.others(s) or None, *s) for s in specs] for specs in m.out_specs
-    )
+    values = tuple(list(specs) if check_vma else [P(m.others(s) or None, *s) for s in specs] for specs in m.out_specs)
     return m.shard_map(device, (list(m.specs), list(m.out_specs[0])), (*values, moving), check_vma)
 
 

@@ -1,4 +1,4 @@
-"""Low precision: errors against the truth at the rounded arguments, beside plain autodiff's and what the arguments allow.
+"""Low precision: errors against the truth at the rounded arguments, beside plain autodiff's and the arguments' own.
 
 What a result may err by is what its arguments' own rounding would change. So the truth is also taken at points whose
 arguments and incoming derivatives are moved by one ulp, with random signs: `condition` is the largest change seen. It
@@ -8,7 +8,7 @@ gradient that is 0 on paper, and has no digits that a rule could lose.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,11 +64,47 @@ def condition(call: Call, name: str, table: dict[str, Any]) -> dict[str, float]:
     return dict(zip((*call.outputs[0], *call.outgoing), map(float, found), strict=True))
 
 
+def error_of(call: Call, plain: Low, name: str, table: dict[str, Any]) -> dict[str, float]:
+    """By array, the reference's own error in a low precision, relative to the array's largest entry."""
+    found = {}
+    exact = (*table[name][0], *table[name][2])
+    for about, result, right in zip((*call.outputs[0], *call.outgoing), plain.results, exact, strict=True):
+        right = np.asarray(right).astype(np.float64)
+        with np.errstate(all="ignore"):
+            error = np.abs(result.astype(np.float64) - right)
+        size = max(np.max(np.abs(right), initial=0.0, where=np.isfinite(right)), 1e-3)
+        found[about] = float(np.max(error, initial=0.0, where=np.isfinite(error))) / size
+    return found
+
+
 def low_precisions(call: Call, inputs: Inputs, dtypes: Sequence[Any]) -> list[tuple[Low, Low]]:
     """Function and reference in each dtype that the function takes."""
     functions = [f for f in (call.fun, call.reference) if f]
     sides = [[low_precision(call.mode, f, call.layout, call.leaves, inputs, d) for f in functions] for d in dtypes]
     return [(low, plain) for low, plain in sides if low and plain]
+
+
+class _Array(NamedTuple):
+    """One output or derivative in a low precision; elements that are not judged are 0 in all."""
+
+    got: np.ndarray
+    autodiff: np.ndarray
+    right: np.ndarray
+    near: np.ndarray
+    noise: np.ndarray
+    epsilon: float  # of its own dtype
+    judged: np.ndarray
+
+    @classmethod
+    def of(cls, dtype: Any, result: Any, other: Any, right: np.ndarray, near: Any, noise: Any) -> "_Array":
+        got, autodiff = result.astype(np.float64), other.astype(np.float64)
+        judged = np.isfinite(right) & np.isfinite(autodiff) & (np.abs(right) < float(jnp.finfo(dtype).max))
+        arrays = (np.where(judged, a, 0) for a in (got, autodiff, right, near, noise))
+        return cls(*arrays, float(jnp.finfo(result.dtype).eps), judged)
+
+    def allowed(self, term: float, largest: float, factor: float, ulps: float) -> np.ndarray:
+        own = self.epsilon * np.abs(self.right) + term * largest + self.near * (term / FLOAT32)
+        return factor * np.abs(self.autodiff - self.right) + ulps * own
 
 
 def precision_rows(
@@ -77,58 +113,43 @@ def precision_rows(
     """Rows of every output and derivative in one low precision."""
     dtype = low.dtype.name
     exact = [np.asarray(a) for a in (*table[dtype][0], *table[dtype][2])]
-    largest = max(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)) for a in exact)
-    limit = float(jnp.finfo(low.dtype).max)
-    sides = zip(low.results, plain.results, exact, *(changes(dtype, kind, table) for kind in ("near", "noise")))
-    for name, (result, other, right, near, noise) in zip((*call.outputs[0], *call.outgoing), sides, strict=True):
-        epsilon = float(jnp.finfo(result.dtype).eps)
-        got, autodiff = result.astype(np.float64), other.astype(np.float64)
-        judged = np.isfinite(right) & np.isfinite(autodiff) & (np.abs(right) < limit)
-        got, autodiff, right = (np.where(judged, a, 0) for a in (got, autodiff, right))
-        rough = max(epsilon, *(float(jnp.finfo(d).eps) for d in (low.dtype, *call.rounds)))
-
-        def allowed(term: float) -> Any:
-            condition = near * (term / FLOAT32)
-            own = epsilon * np.abs(right) + term * largest + condition  # noqa: B023
-            return factor * np.abs(autodiff - right) + ulps * own  # noqa: B023
-
-        reason = "less exact than plain autodiff"
-        row = compare(dtype, name, got, right, allowed(rough if call.rounded_residuals else FLOAT32), reason)
-        if not row.ok and compare(dtype, name, got, right, allowed(rough)).ok:
-            narrow = min((low.dtype, *call.rounds), key=lambda d: jnp.finfo(d).nmant)
-            row = dataclasses.replace(row, note=f"{row.note}; {ROUNDED.format(narrow.name)}")
-        notes = [row.note, _digits(got, autodiff, right)]
-        if not judged.all():
-            notes.append(f"{np.sum(~judged)} elements not judged: not finite in plain autodiff")
+    largest = max(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) for a in exact)
+    narrow = min((low.dtype, *call.rounds), key=lambda d: jnp.finfo(d).nmant)
+    rough = float(jnp.finfo(narrow).eps)
+    moved = (changes(dtype, kind, table) for kind in ("near", "noise"))
+    sides = zip(low.results, plain.results, exact, *moved, strict=True)
+    for name, side in zip((*call.outputs[0], *call.outgoing), sides, strict=True):
+        a = _Array.of(low.dtype, *side)
+        limits = largest, factor, ulps
+        allowed = a.allowed(rough if call.rounded_residuals else FLOAT32, *limits)
+        row = compare(dtype, name, a.got, a.right, allowed, "less exact than plain autodiff")
+        notes = [row.note]
+        if not row.ok and compare(dtype, name, a.got, a.right, a.allowed(rough, *limits)).ok:
+            notes.append(ROUNDED.format(narrow.name))
+        notes.append(_digits(a))
+        if not a.judged.all():
+            notes.append(f"{np.sum(~a.judged)} elements not judged: not finite in plain autodiff")
         yield dataclasses.replace(row, note="; ".join(filter(None, notes)))
         if digits:
-            yield _lost(low.dtype, name, got, autodiff, right, near, noise)
+            yield _lost(low.dtype, name, a)
 
 
-def _digits(got: np.ndarray, autodiff: np.ndarray, right: np.ndarray) -> str:
+def _digits(a: _Array) -> str:
     """How many digits of the array's largest entry are right throughout, in words."""
-    largest = np.max(np.abs(right), initial=0.0)
+    largest = np.max(np.abs(a.right), initial=0.0)
     if not largest:
         return ""
     with np.errstate(all="ignore"):
-        errors = [np.max(np.abs(a - right)) / largest for a in (got, autodiff)]
-        ours, others = (float(np.clip(np.nan_to_num(-np.log10(e), nan=0.0, posinf=16.0), 0, 16)) for e in errors)
-    return f"{ours:.1f} correct digits, the reference {others:.1f}"
+        errors = [np.max(np.abs(side - a.right)) / largest for side in (a.got, a.autodiff)]
+        ours, theirs = (np.clip(np.nan_to_num(-np.log10(e), nan=0.0, posinf=16.0), 0, 16) + 0.0 for e in errors)
+    return f"{ours:.1f} correct digits, the reference {theirs:.1f}"
 
 
-def _lost(
-    dtype: np.dtype,
-    name: str,
-    got: np.ndarray,
-    autodiff: np.ndarray,
-    right: np.ndarray,
-    near: np.ndarray,
-    noise: np.ndarray,
-) -> Row:
+def _lost(dtype: np.dtype, name: str, a: _Array) -> Row:
     """Elements that have no digit right, though the arguments determine several."""
-    explained = ATTAINABLE * near * (float(jnp.finfo(dtype).eps) / FLOAT32)
-    known = (np.abs(right) > 1e3 * noise) & (np.abs(right) > 2.0**10 * float(jnp.finfo(dtype).tiny))
-    got, autodiff, right = (np.where(known, a, 0) for a in (got, autodiff, right))
+    explained = ATTAINABLE * a.near * (float(jnp.finfo(dtype).eps) / FLOAT32)
+    known = (np.abs(a.right) > 1e3 * a.noise) & (np.abs(a.right) > 2.0**10 * float(jnp.finfo(dtype).tiny))
+    got, autodiff, right = (np.where(known, side, 0) for side in (a.got, a.autodiff, a.right))
     allowed = np.maximum(LOST * np.abs(right), explained)
     row = compare(f"digits in {dtype.name}", name, got, right, allowed, "lost: the arguments determine them")
     if row.ok:

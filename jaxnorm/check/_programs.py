@@ -245,8 +245,9 @@ def low_precision(
         incoming = [np.asarray(c).astype(dtype) for c in inputs.incoming[0]]  # the same for function and reference
         incoming = [c.astype(t.dtype) for c, t in zip(incoming, taken, strict=True)]
         kinds = tuple((a.shape, a.dtype) for a in (*rounded, *incoming))
+        products = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
         try:
-            compiled, cost = _compiled(mode, fun, layout, kinds, len(leaves), jax.config.jax_default_matmul_precision)
+            compiled, cost = _compiled(mode, fun, layout, kinds, len(leaves), products)
         except Exception:  # the same
             return None
         floats, _, outgoing = jax.device_get(compiled(rounded, incoming))

@@ -180,8 +180,8 @@ def compare(check: str, about: str, got: Any, wanted: Any, allowed: Any, reason:
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     wrong = int(np.sum(ratio > 1))
     note = "; ".join(filter(None, (reason, _pattern(got, wanted, allowed, wrong)))) if wrong else ""
-    numbers = {name: float(a[at]) for name, a in (("got", got), ("wanted", wanted), ("error", error))}
-    return Row(check, about, not wrong, tuple(map(int, at)), **numbers, tolerance=float(allowed[at]), note=note)
+    numbers = (float(a[at]) for a in (got, wanted, error, allowed))
+    return Row(check, about, not wrong, tuple(map(int, at)), *numbers, note=note)
 
 
 def _pattern(got: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, wrong: int) -> str:

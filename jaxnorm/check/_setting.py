@@ -13,7 +13,7 @@ def exact_products() -> Iterator[str]:
 
     Accelerators multiply float32 in TF32 or bfloat16 otherwise, which would be taken for the rule's own error.
     """
-    chosen = jax.config.jax_default_matmul_precision
+    chosen = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
     with jax.default_matmul_precision(chosen or "highest"):
         device = f"{jax.default_backend()} ({jax.devices()[0].device_kind})"
         whose = "as jax_default_matmul_precision says" if chosen else "forced"

@@ -60,8 +60,8 @@ def check_vjp(
     the report says so. The bounds then hold what one ulp of each argument changes.
 
     The truth of low precisions is the reference in float64 at the rounded arguments. The row says how many digits of
-    the array's largest entry are right in `fun`, and in the reference. Digits that both lose, as `logsumexp - logit` does
-    for a confident prediction, are found too, as far as the reference resolves them in float64.
+    the array's largest entry are right in `fun`, and in the reference. Digits that both lose, as `logsumexp - logit`
+    does for a confident prediction, are found too, as far as the reference resolves them in float64.
 
     Only the shapes and values given are checked: call it for even and odd sizes, ties, masks (`search` does). The float
     arguments are taken in float64 whatever `jax_enable_x64` says; integers and booleans as they are. Products are taken
@@ -80,8 +80,8 @@ def check_vjp(
       factor: how many times autodiff's error a low precision may make.
       ulps: how many ulps more: of the element, of float32 terms of the results' largest size (sums in another order),
         and of each argument in float32 (what the point's condition makes of rounding).
-      rounded_residuals: those terms are as rough as the low precision itself, or as the lowest that `fun` rounds to: for
-        a rule that keeps an array in that dtype by design, as a softmax does its output.
+      rounded_residuals: those terms are as rough as the low precision itself, or as the lowest that `fun` rounds to:
+        for a rule that keeps an array in that dtype by design, as a softmax does its output.
       directions: random directions for each argument, for differences.
       seeds: random cotangents, at least 2.
       seed: of all random numbers.

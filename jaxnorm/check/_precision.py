@@ -99,8 +99,8 @@ class _Array(NamedTuple):
     def of(cls, dtype: Any, result: Any, other: Any, right: np.ndarray, near: Any, noise: Any) -> "_Array":
         got, autodiff = result.astype(np.float64), other.astype(np.float64)
         judged = np.isfinite(right) & np.isfinite(autodiff) & (np.abs(right) < float(jnp.finfo(dtype).max))
-        arrays = (np.where(judged, a, 0) for a in (got, autodiff, right, near, noise))
-        return cls(*arrays, float(jnp.finfo(result.dtype).eps), judged)
+        got, autodiff, right, near, noise = (np.where(judged, a, 0) for a in (got, autodiff, right, near, noise))
+        return cls(got, autodiff, right, near, noise, float(jnp.finfo(result.dtype).eps), judged)
 
     def allowed(self, term: float, largest: float, factor: float, ulps: float) -> np.ndarray:
         own = self.epsilon * np.abs(self.right) + term * largest + self.near * (term / FLOAT32)

@@ -99,7 +99,7 @@ def _shrunk(strategy: Any, examined: "_Examined", max_examples: int, seed: int) 
         deadline=None,
         database=None,
         report_multiple_bugs=False,
-        suppress_health_check=tuple(getattr(hypothesis, "HealthCheck")),
+        suppress_health_check=list(hypothesis.HealthCheck),  # pyright: ignore[reportArgumentType]
         phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
         verbosity=hypothesis.Verbosity.quiet,
     )

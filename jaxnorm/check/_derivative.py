@@ -63,9 +63,10 @@ def check_derivative(mode: Mode, fun: Callable[..., Any], args: tuple[Any, ...],
         layout, leaves = flatten(fun, args, options.argnums)
         fun, reference = hashable(fun), options.reference and hashable(options.reference)
         call = _call(mode, fun, reference, layout, leaves, options)
-        rows = [*_kind(call)]
-        fixed = call.judged != np.float64
-        rows += structure_rows(mode, fun, reference, layout, call.outputs, leaves, options.dtypes, fixed)
+        rows = list(_kind(call))
+        if all(row.ok for row in rows):
+            fixed = call.judged != np.float64
+            rows += structure_rows(mode, fun, reference, layout, call.outputs, leaves, options.dtypes, fixed)
         if all(row.ok or row.comparable for row in rows):
             outputs = jax.eval_shape(layout.flat(fun), shapes(leaves))[0]
             inputs = Inputs.of(mode, layout, leaves, outputs, options.seeds, options.seed)
@@ -112,8 +113,11 @@ def _outputs(fun: Any, reference: Any, layout: Layout, leaves: Leaves) -> Names:
 
 def _kind(call: Call) -> Iterator[Row]:
     """What the function is, where that says what this check is worth."""
-    rule, wanted = rule_of(call.layout.flat(call.fun), shapes(call.leaves)), call.mode is REVERSE and "custom VJP"
-    if wanted and rule != wanted:
+    rule = rule_of(call.layout.flat(call.fun), shapes(call.leaves))
+    if call.mode is FORWARD and rule == "custom VJP":
+        note = "fun has a custom VJP, which has no forward mode: JAX raises"
+        yield Row("tangent", call.arguments, False, note=note, comparable=False)
+    elif call.mode is REVERSE and rule != "custom VJP":
         has = f"a {rule}, and no custom VJP: check_jvp checks it" if rule else "no custom VJP: its gradient is JAX's"
         yield Row("rule", "fun", True, note=f"fun has {has}")
     elif call.mode is FORWARD and not rule:

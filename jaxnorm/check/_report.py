@@ -16,13 +16,12 @@ GRAVITY = (
         "cotangent",
         "tangent",
         "differences",
-        "reverse mode",
         "shard_map",
         "auto axes",
         "explicit axes",
         "unequal shards",
     ),
-    ("linear",),
+    ("linear", "reverse mode"),
     (),
     ("second order", "grad of grad", "jvp of grad", "grad of jvp", "jvp of jvp"),
     ("float", "bfloat"),
@@ -208,7 +207,7 @@ def multiple(got: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> float 
     factor = 0.0 if abs(factor) < 1e-6 else factor
     off = np.abs(got - factor * wanted)
     apart = np.abs((1 - factor) * wanted) > 2 * allowed  # else right and wrong look alike here
-    agrees = off <= allowed + 1e-6 * np.abs(wanted) * max(abs(factor), 1)
+    agrees = off <= allowed + min(1e-6 * max(abs(factor), 1), 1e-3 * abs(1 - factor)) * np.abs(wanted)
     return factor if np.all(agrees) and np.all(apart[tells]) else None
 
 

@@ -65,10 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check every public function against float64 truth",
-        description="Checks the functions of this library, each over its cases: values, every cotangent, "
-        "in float64 against autodiff of a plain twin, and bfloat16; for each function's first case also transformations, "
-        "second derivatives and float32. "
-        "Exit status: 0 if all holds, 1 if not, 2 for bad arguments.",
+        description="Checks the functions of this library, each over its cases: values, every cotangent and dtypes in "
+        "float64 against autodiff of a plain twin, and bfloat16; for each function's first case also transformations, "
+        "second derivatives and float32. Exit status: 0 if all holds, 1 if not, 2 for bad arguments.",
     )
     check.add_argument("names", nargs="*", type=_function_name, metavar="NAME", help="a public function; default: all")
     check.add_argument("--json", type=_json_path, metavar="FILE", help="write every report here")

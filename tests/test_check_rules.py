@@ -1,4 +1,4 @@
-"""The checker on rules as others write them: a precision of their own, mixed dtypes, rounded residuals, forward mode."""
+"""The checker on rules as others write them: their own precision, mixed dtypes, rounded residuals, forward mode."""
 
 import re
 import subprocess

@@ -59,10 +59,11 @@ class Call:
         """Of one array; `loss` is how many times the precision's error a check may make."""
         row = exactly(check, name, got, wanted, self._tolerance(self.judged, name, loss), reason)
         narrow = self.rounds[-1] if self.rounds else self.judged
-        if not row.ok and narrow != self.judged:
-            if exactly(check, name, got, wanted, self._tolerance(narrow, name, loss)).ok:
-                row = dataclasses.replace(row, note="; ".join(filter(None, (row.note, ROUNDED.format(narrow.name)))))
-        return row
+        if row.ok or narrow == self.judged:
+            return row
+        rough = exactly(check, name, got, wanted, self._tolerance(narrow, name, loss))
+        notes = [row.note, ROUNDED.format(narrow.name) if rough.ok else ""]
+        return dataclasses.replace(row, note="; ".join(filter(None, notes)))
 
     def _tolerance(self, dtype: np.dtype, name: str, loss: float) -> float:
         if dtype == np.float64:

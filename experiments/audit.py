@@ -91,13 +91,13 @@ class Subject:
         if self.specs:
             options = f"mesh=jax.make_mesh((4, 2), ('data', 'model')), in_specs={self.specs}, checks=['auto axes']"
             return f"check_mesh(lambda {names}: {self.call}, {values}, {options})"
-        options = f"reference=lambda {names}: {self.truth}, checks=['precision', 'digits'], dtypes=[jnp.float32], tolerance=1e-6"
-        return f"check_vjp(lambda {names}: {self.call}, {values}, {options})"
+        options = "checks=['precision', 'digits'], dtypes=[jnp.float32], tolerance=1e-6"
+        return f"check_vjp(lambda {names}: {self.call}, {values}, reference=lambda {names}: {self.truth}, {options})"
 
     @property
     def module(self) -> str:
         """The module that it needs, as it is named in the line; "" for jax alone."""
-        return next((name for name in MODULES if f"{name}." in self.call), "")
+        return next((name for name in MODULES if re.search(rf"(?<![\w.]){name}\.", self.call)), "")
 
 
 def subjects() -> list[Subject]:

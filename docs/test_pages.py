@@ -3,6 +3,7 @@
 Build the pages first (`sphinx-build docs docs/_build/html`). Without Chromium the tests that need it are skipped.
 """
 
+import inspect
 import re
 import shutil
 from collections import deque
@@ -142,7 +143,8 @@ def test_links(page: str, documents: dict[str, Document]) -> None:
 def public_names() -> list[str]:
     """Every public function and class."""
     names = [f"jaxnorm.{name}" for name, value in vars(jaxnorm).items() if name[0] != "_" and callable(value)]
-    return names + [f"jaxnorm.check.{name}" for name in vars(jaxnorm.check) if name in ("check_vjp", "saved_bytes")]
+    checks = [name for name in jaxnorm.check.__all__ if inspect.isfunction(getattr(jaxnorm.check, name))]
+    return names + [f"jaxnorm.check.{name}" for name in checks]
 
 
 @pytest.mark.parametrize("name", public_names())

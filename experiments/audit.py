@@ -1,15 +1,20 @@
-"""Checks what other installed libraries do in this domain: their losses and norms, over inputs that are hard.
+"""Checks what other installed libraries do in this domain: their losses, norms and convolutions, over hard inputs.
 
-Every row is one line of Python, printed for each that does not hold: `check_vjp` of the other library's function and a
-plain one, over inputs with large means, infinite logits, labels out of range, empty masks. A library that is not
-installed is left out. What a function does not promise is not a mistake of it (a label out of range): the table says
-what happens, not who is right. In float64 an error of 1e-6 is let pass, so that what a formula loses shows in float32,
-where it matters; the plain functions compute bfloat16 in float32, which few do.
+Every row is one line of Python, printed for each that does not hold: `check_vjp` (or `check_mesh`) of the other
+library's function and a plain one, over inputs with large means, confident predictions, infinite logits, labels out of
+range, empty masks. A library that is not installed is left out. What a function does not promise is not a mistake of it
+(a label out of range): the table says what happens, not who is right. In float64 an error of 1e-6 is let pass, so that
+what a formula loses shows in float32, where it matters.
+
+The rows on a mesh need eight devices: XLA_FLAGS=--xla_force_host_platform_device_count=8.
 """
 
 import argparse
+import datetime
 import importlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,20 +25,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import timed
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from jaxnorm import reference
-from jaxnorm.check import Report, check_vjp
+from jaxnorm.check import Report, check_mesh, check_vjp
 
-MODULES = {"optax": "optax", "nn": "flax.linen", "eqx": "equinox", "tokamax": "tokamax"}
-PACKAGES = {"nn": "flax", "eqx": "equinox"}
+MODULES = {
+    "optax": "optax",
+    "nn": "flax.linen",
+    "hk": "haiku",
+    "eqx": "equinox",
+    "tokamax": "tokamax",
+    "keras": "keras",
+}
+PACKAGES = {"nn": "flax", "hk": "dm-haiku", "eqx": "equinox"}
 
 NORMAL, LARGE_MEAN = "normal(8, 64)", "1e4 + normal(8, 64)"
 LABELS, SOME_INFINITE = "integers(8, 64)", "np.where(np.arange(64) % 3 == 1, -np.inf, normal(8, 64))"
 INTEGER = "optax.softmax_cross_entropy_with_integer_labels(x, labels)"
 INTEGER_TRUTH = "reference.softmax_cross_entropy_with_integer_labels(x, labels).astype(x.dtype)"
+CONFIDENT = "confident(x, labels).astype(x.dtype)"
 WITH_MASK = "optax.softmax_cross_entropy_with_integer_labels(x, labels, where=where)"
 WITH_MASK_TRUTH = "reference.softmax_cross_entropy_with_integer_labels(x, labels, where=where).astype(x.dtype)"
 DENSE, DENSE_TRUTH = "optax.softmax_cross_entropy(x, p)", "reference.softmax_cross_entropy(x, p).astype(x.dtype)"
@@ -44,6 +58,18 @@ BATCH = f"nn.BatchNorm(use_running_average=False).apply({RUNNING}, x, mutable=['
 MASKED_BATCH = f"nn.BatchNorm(use_running_average=False).apply({RUNNING}, x, mask=where, mutable=['batch_stats'])[0]"
 BATCH_TRUTH = "reference.batch_norm(x, scale, bias, training=True)[0]"
 MASKED_BATCH_TRUTH = "reference.batch_norm(x, scale, bias, training=True, where=where)[0]"
+HAIKU = '{{"{}": {{"scale": scale{shape}, "offset": bias{shape}}}}}'
+HAIKU_LAYER = (
+    f"hk.without_apply_rng(hk.transform(lambda x: hk.LayerNorm(-1, True, True)(x)))"
+    f".apply({HAIKU.format('layer_norm', shape='')}, x)"
+)
+HAIKU_GROUP = (
+    f"hk.without_apply_rng(hk.transform(lambda x: hk.GroupNorm(4)(x))).apply({HAIKU.format('group_norm', shape='')}, x)"
+)
+HAIKU_BATCH = (
+    f"(lambda f: f.apply({HAIKU.format('batch_norm', shape='.reshape(1, 64)')}, f.init(None, x)[1], x)[0])"
+    "(hk.without_apply_rng(hk.transform_with_state(lambda x: hk.BatchNorm(True, True, 0.9)(x, True))))"
+)
 EMPTY_MASK = "np.zeros((8, 64), bool)"
 
 
@@ -56,18 +82,22 @@ class Subject:
     call: str
     truth: str
     arguments: dict[str, str] = field(default_factory=dict)
+    specs: str = ""  # of the arguments on a mesh; "" checks one device
 
     @property
     def code(self) -> str:
         """The line that is run."""
         names, values = ", ".join(self.arguments), ", ".join(self.arguments.values())
-        options = f"reference=lambda {names}: {self.truth}, checks=['precision'], tolerance=1e-6"
-        return f"check_vjp(lambda {names}: {self.call}, {values}, {options})"
+        if self.specs:
+            options = f"mesh=jax.make_mesh((4, 2), ('data', 'model')), in_specs={self.specs}, checks=['auto axes']"
+            return f"check_mesh(lambda {names}: {self.call}, {values}, {options})"
+        options = "checks=['precision', 'digits'], dtypes=[jnp.float32], tolerance=1e-6"
+        return f"check_vjp(lambda {names}: {self.call}, {values}, reference=lambda {names}: {self.truth}, {options})"
 
     @property
     def module(self) -> str:
         """The module that it needs, as it is named in the line; "" for jax alone."""
-        return next((name for name in MODULES if f"{name}." in self.call), "")
+        return next((name for name in MODULES if re.search(rf"(?<![\w.]){name}\.", self.call)), "")
 
 
 def subjects() -> list[Subject]:
@@ -77,13 +107,19 @@ def subjects() -> list[Subject]:
         for words, x, labels in (
             ("normal", NORMAL, LABELS),
             ("mean 1e4", LARGE_MEAN, LABELS),
-            ("label leads by 40", "40.0 * np.eye(64)[integers(8, 64)]", LABELS),
+            ("label leads by 25", "25.0 * np.eye(64)[integers(8, 64)]", LABELS),
             ("label -1", NORMAL, "np.full(8, -1)"),
             ("label -100", NORMAL, "np.full(8, -100)"),
             ("label V", NORMAL, "np.full(8, 64)"),
             ("-inf logits", SOME_INFINITE, "np.arange(8) * 3"),
         )
     ]
+    for words, x in (("normal", NORMAL), ("label leads by 25", "25.0 * np.eye(64)[integers(8, 64)]")):
+        call = "keras.losses.sparse_categorical_crossentropy(labels, x, from_logits=True)"
+        found.append(Subject("keras integer cross-entropy", words, call, INTEGER_TRUTH, {"x": x, "labels": LABELS}))
+    lead = "40.0 * np.eye(64)[integers(8, 64)]"
+    arguments = {"x": lead, "labels": LABELS}  # here float64 has no digits of a difference of logarithms either
+    found.append(Subject("optax integer cross-entropy", "label leads by 40", INTEGER, CONFIDENT, arguments))
     masks = (("empty class mask", EMPTY_MASK), ("label masked", "np.arange(64) != integers(8, 64)[:, None]"))
     for words, where in masks:
         arguments = {"x": NORMAL, "labels": LABELS, "where": where}
@@ -91,6 +127,7 @@ def subjects() -> list[Subject]:
     for words, x, p in (
         ("normal", NORMAL, "np.abs(normal(8, 64))"),
         ("one-hot", NORMAL, "np.eye(64)[integers(8, 64)]"),
+        ("one-hot, label leads by 25", "25.0 * np.eye(64)[integers(8, 64)]", "np.eye(64)[integers(8, 64)]"),
         ("-inf logit of label 0", SOME_INFINITE, "np.where(np.arange(64) % 3 == 1, 0, 1 / 43) * np.ones((8, 1))"),
     ):
         found.append(Subject("optax cross-entropy", words, DENSE, DENSE_TRUTH, {"x": x, "p": p}))
@@ -100,14 +137,15 @@ def subjects() -> list[Subject]:
     )
     for words, labels in (("normal", LABELS), ("label V", "np.full(8, 64)")):
         found.append(Subject("optax hinge loss", words, *hinge, {"x": NORMAL, "labels": labels}))
-    for words, x in (("normal", NORMAL), ("mean 1e4", LARGE_MEAN), ("-inf logits", SOME_INFINITE)):
+    leading = ("one logit leads by 25", "25.0 * np.eye(64)[integers(8, 64)]")
+    for words, x in (("normal", NORMAL), ("mean 1e4", LARGE_MEAN), ("-inf logits", SOME_INFINITE), leading):
         for name in ("softmax", "log_softmax"):
             truth = f"reference.{name}(x)"
             found.append(Subject(f"jax.nn.{name}", words, f"jax.nn.{name}(x)", truth, {"x": x}))
     masked = {"x": NORMAL, "where": EMPTY_MASK}
     call, truth = "jax.nn.softmax(x, where=where)", "reference.softmax(x, where=where)"
     found.append(Subject("jax.nn.softmax", "empty mask", call, truth, masked))
-    return found + _norms()
+    return found + _norms() + _convolutions()
 
 
 def _norms() -> list[Subject]:
@@ -124,11 +162,22 @@ def _norms() -> list[Subject]:
             Subject("flax RMSNorm", words, rms, plain_rms.format(", scale", 1e-6), one),
             Subject("flax GroupNorm", words, f"nn.GroupNorm(4).apply({PARAMETERS}, x)", group, both),
             Subject("flax BatchNorm", words, BATCH, BATCH_TRUTH, both),
+            Subject("haiku LayerNorm", words, HAIKU_LAYER, plain_layer.format(", scale, bias", 1e-5), both),
+            Subject("haiku GroupNorm", words, HAIKU_GROUP, group.replace("1e-6", "1e-5"), both),
+            Subject("haiku BatchNorm", words, HAIKU_BATCH, BATCH_TRUTH, both),
             Subject(
                 "equinox LayerNorm", words, "jax.vmap(eqx.nn.LayerNorm(64))(x)", plain_layer.format("", 1e-5), {"x": x}
             ),
             Subject("equinox RMSNorm", words, "jax.vmap(eqx.nn.RMSNorm(64))(x)", plain_rms.format("", 1e-5), {"x": x}),
         ]
+        layer = "keras.layers.{}(epsilon=1e-3)"
+        for kind, truth in (
+            ("LayerNormalization", plain_layer.format(", scale, bias", 1e-3)),
+            ("GroupNormalization", group.replace("1e-6", "1e-3")),
+        ):
+            made = layer.format(kind).replace("(", "(groups=4, " if kind.startswith("Group") else "(")
+            call = f"(lambda f: (f.build((8, 64)), f.stateless_call([scale, bias], [], x)[0])[1])({made})"
+            found.append(Subject(f"keras {kind}", words, call, truth, both))
     masked = {"x": NORMAL, **AFFINE, "where": EMPTY_MASK}
     found.append(Subject("flax BatchNorm", "empty mask", MASKED_BATCH, MASKED_BATCH_TRUTH, masked))
     layer = f"nn.LayerNorm().apply({PARAMETERS}, x, mask=where)"
@@ -142,6 +191,28 @@ def _norms() -> list[Subject]:
     return found
 
 
+def _convolutions() -> list[Subject]:
+    """On a mesh of 4 by 2 devices, one of whose axes does not divide the batch."""
+    numbers = "('NHWC', 'HWIO', 'NHWC')"
+    image, found = "normal(8, 6, 6, 4)", []
+    for words, kernel, groups in (("dense", "normal(3, 3, 4, 4)", 1), ("depthwise", "normal(3, 3, 1, 4)", 4)):
+        count = f"feature_group_count={groups}"
+        lax = f"jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers={numbers}, {count})"
+        flax = f"nn.Conv(4, (3, 3), use_bias=False, {count}).apply({{'params': {{'kernel': k}}}}, x)"
+        arrays = {"x": image, "k": kernel}
+        for sharded, spec in (("batch over one axis", "P('data')"), ("batch and rows", "P('data', 'model')")):
+            about = f"{words}, {sharded}"
+            found.append(Subject("jax.lax convolution on a mesh", about, lax, "", arrays, f"({spec}, P())"))
+            found.append(Subject("flax Conv on a mesh", about, flax, "", arrays, f"({spec}, P())"))
+    return found
+
+
+def confident(x: Any, labels: Any) -> Any:
+    """Cross-entropy that keeps its digits where the label's logit leads, and overflows where it trails by much."""
+    lead = x - jnp.take_along_axis(x, labels[:, None], -1)
+    return jnp.log1p(jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == labels[:, None], 0, jnp.exp(lead)), -1))
+
+
 def names_in_code() -> dict[str, Any]:
     """What the lines may use; modules that are not installed are missing."""
 
@@ -152,7 +223,8 @@ def names_in_code() -> dict[str, Any]:
         return np.random.default_rng(0).integers(0, below, count)
 
     names: dict[str, Any] = {"jax": jax, "jnp": jnp, "np": np, "reference": reference, "check_vjp": check_vjp}
-    names |= {"normal": normal, "integers": integers}
+    names |= {"normal": normal, "integers": integers, "confident": confident, "check_mesh": check_mesh, "P": P}
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     for name, module in MODULES.items():
         try:
             names[name] = importlib.import_module(module)
@@ -168,7 +240,7 @@ def audit(subject: Subject, names: dict[str, Any]) -> tuple[str, float]:
     except Exception as error:  # of the library, or of its version
         return f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0]}", 0.0
     assert isinstance(report, Report)
-    checks = dict.fromkeys(failure.partition(" (")[0] for failure in report.failures)
+    checks = dict.fromkeys(re.sub(r" \(error [^)]*\)", "", failure) for failure in report.failures)
     return "; ".join(checks), seconds
 
 
@@ -179,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(argv)
     names = names_in_code()
-    chosen = [s for s in subjects() if options.only in f"{s.name}, {s.inputs}" and (not s.module or s.module in names)]
+    named = [s for s in subjects() if options.only in f"{s.name}, {s.inputs}" and (not s.module or s.module in names)]
+    chosen = [s for s in named if not s.specs or len(jax.devices()) >= 8]
     if not chosen:
         parser.error(f"argument --only: no row of the installed libraries holds {options.only!r}")
     rows = []
@@ -189,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             {"name": subject.name, "inputs": subject.inputs, "found": found, "seconds": seconds, "code": subject.code}
         )
     console = Console(width=150)
-    table = Table(title="Values and cotangents in float64, float32 and bfloat16 against plain functions")
+    table = Table(title="Values and cotangents in float64 and float32 against plain functions")
     for column in ("function", "inputs", "what does not hold"):
         table.add_column(column)
     for row in rows:
@@ -200,10 +273,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             console.print(
                 f"{row['name']}, {row['inputs']}:\n  {row['code']}", markup=False, highlight=False, soft_wrap=True
             )
-    installed = [f"{PACKAGES.get(n, n)} {version(PACKAGES.get(n, n))}" for n in MODULES if n in names]
-    console.print(f"jax {jax.__version__}, {', '.join(installed)}, {jax.devices()[0].device_kind}")
+    packages = [PACKAGES.get(name, name) for name in MODULES if name in names]
+    versions = {"jax": jax.__version__, **{package: version(package) for package in packages}}
+    console.print(", ".join(f"{package} {number}" for package, number in versions.items()))
+    if len(chosen) < len(named):
+        console.print(f"left out: {len(named) - len(chosen)} rows on a mesh of eight devices")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        setting = {"date": datetime.date.today().isoformat(), "device": jax.devices()[0].device_kind}
+        options.json.write_text(json.dumps({**setting, "versions": versions, "rows": rows}, indent=1) + "\n")
     return rows
 
 

@@ -12,7 +12,7 @@ def test_rows_and_their_lines(tmp_path, capsys: pytest.CaptureFixture[str]):
     assert {row["inputs"]: bool(row["found"]) for row in rows} == {"normal": False, "label V": True}
     printed = capsys.readouterr().out
     assert "all holds" in printed and "check_vjp(lambda x, labels: optax.losses.multiclass_hinge_loss" in printed
-    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
 
 
 def test_subjects_are_told_apart_and_missing_libraries_left_out(capsys: pytest.CaptureFixture[str]):

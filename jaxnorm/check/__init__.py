@@ -7,11 +7,16 @@
 differences of the function itself. `python -m jaxnorm check` does it to this library.
 """
 
+from jaxnorm.check import strategies
 from jaxnorm.check._cost import saved_bytes
+from jaxnorm.check._jvp import check_jvp
+from jaxnorm.check._mesh import check_mesh
 from jaxnorm.check._report import Report, Row
+from jaxnorm.check._rule import rule
+from jaxnorm.check._search import search
 from jaxnorm.check._vjp import check_vjp
 
-__all__ = ["Report", "Row", "check_vjp", "saved_bytes"]
+__all__ = ["Report", "Row", "check_jvp", "check_mesh", "check_vjp", "rule", "saved_bytes", "search", "strategies"]
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Central differences of order 6 in float64, for rules that come without a reference.
+"""Central differences of order 6, for rules that come without a reference: in float64, or a rule's own precision.
 
 Along a direction d, y(t) = f(x + t d) is taken at t = -3h, ..., 3h for three steps h. Each output element gets the
 quotient of the step at which the quotients of order 4 and 6 agree best, and their difference as its error. An element
@@ -13,57 +13,87 @@ probability of at most 2^-k, whatever its pattern, and never if it is confined t
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.check._problem import QUICK, Layout, Leaves
-from jaxnorm.check._programs import Failed, vjp_at
+from jaxnorm.check._problem import QUICK, Layout, Leaves, shapes
+from jaxnorm.check._programs import FORWARD, REVERSE, Failed, Mode
 from jaxnorm.check._report import Row
 
-STEPS = (3e-3, 3e-4, 3e-5)  # in units of the direction
+STEPS = (3e-3, 3e-4, 3e-5)  # in units of the direction, in float64
 ELEMENTWISE = 128  # arrays up to this size are checked element by element as well
-_EPSILON = float(np.finfo(np.float64).eps)
 
 Measure = Callable[[Leaves, Leaves, Leaves], dict[str, Any]]  # of moving leaves, direction and weights
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
-def _of_values(fun: Callable[..., Any], layout: Layout, leaves: Leaves, *at: Leaves) -> dict[str, Any]:
-    """Along one direction: the sum of weighted slopes of the outputs, and what the cotangents make it."""
-    flat = layout.flat(fun)
-    return _measure(lambda moved: flat(layout.put(leaves, moved))[0], *at)
+class Scale(NamedTuple):
+    """What a precision makes of steps and tolerances."""
+
+    epsilon: float
+    steps: tuple[float, ...]
+    resolved: float  # a larger relative error of a slope is none
+    relative: float  # of the sum of slopes, allowed
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICK)
-def _of_cotangents(fun: Callable[..., Any], layout: Layout, leaves: Leaves, g: Leaves, *at: Leaves) -> dict[str, Any]:
-    """The same of the cotangents of `g`: second derivatives, in reverse and in forward mode."""
+def _scale(dtype: Any) -> Scale:
+    epsilon, exact = (float(jnp.finfo(d).eps) for d in (dtype, np.float64))
+    if epsilon == exact:
+        return Scale(epsilon, STEPS, 1e-6, 1e-9)
+    # Of an order 6, the best step goes with the seventh root of the rounding error.
+    return Scale(epsilon, tuple(h * (epsilon / exact) ** (1 / 7) for h in STEPS), 1e-2, 64 * epsilon)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+def _of_values(
+    fun: Callable[..., Any], layout: Layout, scale: Scale, modes: tuple[Mode, ...], leaves: Leaves, *at: Leaves
+) -> dict[str, Any]:
+    """Along one direction: the sum of weighted slopes of the outputs, and what the derivatives make it."""
     flat = layout.flat(fun)
-    return _measure(lambda moved: vjp_at(layout, flat, layout.put(leaves, moved), g)[2], *at, forward=True)
+    return _measure(lambda moved: flat(layout.put(leaves, moved))[0], scale, modes, *at)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+def _of_derivatives(
+    fun: Callable[..., Any], layout: Layout, scale: Scale, mode: Mode, leaves: Leaves, g: Leaves, *at: Leaves
+) -> dict[str, Any]:
+    """The same of the derivatives for `g`: second derivatives, in reverse and in forward mode."""
+    flat = layout.flat(fun)
+    both = (REVERSE, FORWARD)
+    return _measure(lambda moved: mode.at(layout, flat, layout.put(leaves, moved), g)[2], scale, both, *at)
 
 
 def _measure(
-    function: Callable[[Leaves], Leaves], leaves: Leaves, direction: Leaves, weights: Leaves, *, forward: bool = False
+    function: Callable[[Leaves], Leaves],
+    scale: Scale,
+    modes: tuple[Mode, ...],
+    leaves: Leaves,
+    direction: Leaves,
+    weights: Leaves,
 ) -> dict[str, Any]:
     def at(t: Any) -> Leaves:
         return function([a + t * d for a, d in zip(leaves, direction, strict=True)])
 
-    times = jnp.asarray([[h * i for i in range(-3, 4)] for h in STEPS])
-    values = jax.lax.map(at, times.ravel())
+    times = jnp.asarray([[h * i for i in range(-3, 4)] for h in scale.steps])
+    values = [y.astype(np.float64) for y in jax.lax.map(at, times.ravel())]
     condition = jnp.max(jnp.stack([_condition(a, d) for a, d in zip(leaves, direction, strict=True)]))
-    slopes = [_slope(y.reshape(*times.shape, *y.shape[1:]), condition) for y in values]
+    slopes = [_slope(y.reshape(*times.shape, *y.shape[1:]), condition, scale) for y in values]
     weights = [jnp.where(good, w, 0) for (_, _, good), w in zip(slopes, weights, strict=True)]
     terms = [(w * slope, jnp.abs(w) * error) for w, (slope, error, _) in zip(weights, slopes, strict=True)]
-    (cotangents,) = jax.vjp(function, leaves)[1](weights)
     result = {
         "numeric": sum(jnp.sum(s) for s, _ in terms),
-        "pullback": sum(jnp.sum(jnp.where(d == 0, 0, c * d)) for c, d in zip(cotangents, direction, strict=True)),
-        "tolerance": sum(10 * jnp.sum(e) + 1e-9 * jnp.sum(jnp.abs(s)) for s, e in terms) + 1e-12,
+        "tolerance": sum(10 * jnp.sum(e) + scale.relative * jnp.sum(jnp.abs(s)) for s, e in terms) + 1e-12,
         "left_out": sum(jnp.sum(~good) for _, _, good in slopes),
     }
-    if forward:
+    if REVERSE in modes:
+        floats, pullback = jax.vjp(function, leaves)
+        (cotangents,) = pullback([w.astype(f.dtype) for w, f in zip(weights, floats, strict=True)])
+        result["pullback"] = sum(
+            jnp.sum(jnp.where(d == 0, 0, c * d)) for c, d in zip(cotangents, direction, strict=True)
+        )
+    if FORWARD in modes:
         tangents = jax.jvp(function, (leaves,), (direction,))[1]
         pairs = zip(weights, tangents, strict=True)
         result["pushforward"] = sum(jnp.sum(jnp.where(w == 0, 0, w * t)) for w, t in pairs)
@@ -76,36 +106,46 @@ def _condition(a: Any, d: Any) -> Any:
     return jnp.max(jnp.where(moves, jnp.abs(a), 0) / jnp.where(moves, jnp.abs(d), 1), initial=0.0)
 
 
-def _slope(y: Any, condition: Any) -> tuple[Any, Any, Any]:
+def _slope(y: Any, condition: Any, scale: Scale) -> tuple[Any, Any, Any]:
     """From values of shape (steps, 7, ...): the derivative of each element, its error, and whether it is one."""
     finite = jnp.all(jnp.isfinite(y), (0, 1), keepdims=True)
     y, finite = jnp.where(finite, y, 0), finite[0, 0]
-    h = jnp.asarray(STEPS).reshape(-1, *[1] * (y.ndim - 2))
+    h = jnp.asarray(scale.steps).reshape(-1, *[1] * (y.ndim - 2))
     one, two, three = (y[:, 3 + i] - y[:, 3 - i] for i in (1, 2, 3))
     fourth, sixth = (8 * one - two) / (12 * h), (45 * one - 9 * two + three) / (60 * h)
     largest = jnp.max(jnp.abs(sixth), initial=0.0)
-    rounding = 4 * _EPSILON * (jnp.max(jnp.abs(y), 1) + condition * largest) / h
+    rounding = 4 * scale.epsilon * (jnp.max(jnp.abs(y), 1) + condition * largest) / h
     errors = jnp.abs(sixth - fourth) + rounding
     best = jnp.argmin(errors, 0)[None]
     slope, error = (jnp.take_along_axis(a, best, 0)[0] for a in (sixth, errors))
     bend = jnp.abs(y[:, 4] + y[:, 2] - 2 * y[:, 3]) / h
-    kink = bend[-1] > 0.1 * bend[0] + 16 * rounding[-1] + 1e-6 * jnp.abs(slope)
-    resolved = error <= 1e-6 * (jnp.abs(slope) + largest) + 1e-9 * (1 + jnp.max(jnp.abs(y), (0, 1)))
+    kink = bend[-1] > 0.1 * bend[0] + 16 * rounding[-1] + scale.resolved * jnp.abs(slope)
+    small = 1e-3 * scale.resolved * (1 + jnp.max(jnp.abs(y), (0, 1)))
+    resolved = error <= scale.resolved * (jnp.abs(slope) + largest) + small
     return slope, error, finite & resolved & ~kink
 
 
 def difference_rows(
-    fun: Callable[..., Any], layout: Layout, leaves: Leaves, g: Leaves, directions: int, seed: int, *, second: bool
+    mode: Mode,
+    fun: Callable[..., Any],
+    layout: Layout,
+    leaves: Leaves,
+    g: Leaves,
+    directions: int,
+    seed: int,
+    second: bool,
+    dtype: Any,
 ) -> Iterator[Row]:
     """Rows of every argument: along random signs, element by element where it is small; then second derivatives."""
-    moving = layout.pick(leaves)
-    compiled = functools.partial(_of_values, fun, layout, leaves)
-    yield from _rows("differences", compiled, g, layout.moving_names, moving, directions, seed, elementwise=True)
+    moving, names, scale = layout.pick(leaves), layout.moving_names, _scale(dtype)
+    outputs = jax.eval_shape(layout.flat(fun), shapes(leaves))[0]
+    compiled = functools.partial(_of_values, fun, layout, scale, (mode,), leaves)
+    yield from _rows("differences", compiled, outputs, names, moving, directions, seed, elementwise=True)
     if second:
-        compiled = functools.partial(_of_cotangents, fun, layout, leaves, g)
-        few, names = min(directions, 4), layout.moving_names
+        compiled = functools.partial(_of_derivatives, fun, layout, scale, mode, leaves, g)
+        few, outgoing = min(directions, 4), mode.of(moving, outputs)[1]
         try:
-            yield from list(_rows("second order", compiled, moving, names, moving, few, seed, elementwise=False))
+            yield from list(_rows("second order", compiled, outgoing, names, moving, few, seed, elementwise=False))
         except Exception as error:
             yield Row("second order", ", ".join(names), False, note=f"fun {Failed.by(error).text}")
 
@@ -113,7 +153,7 @@ def difference_rows(
 def _rows(
     check: str,
     compiled: Measure,
-    shapes: Leaves,
+    outputs: Leaves,
     names: list[str],
     leaves: Leaves,
     directions: int,
@@ -122,15 +162,15 @@ def _rows(
     elementwise: bool,
 ) -> Iterator[Row]:
     rng = np.random.default_rng(seed)
-    outputs = sum(int(np.prod(s.shape)) for s in shapes)
+    count = sum(int(np.prod(s.shape)) for s in outputs)
     for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         spread = _spread(leaf)
         signs = [np.where(rng.random(leaf.shape) < 0.5, -spread, spread) for _ in range(directions)]
         tried, left_out = 0, 0
         for k, direction in enumerate(signs + (_elements(leaf, spread) if elementwise else [])):
-            weights = [rng.normal(size=s.shape).astype(s.dtype) for s in shapes]
+            weights = [rng.normal(size=s.shape) for s in outputs]
             found = _along(compiled, leaves, i, direction, weights)
-            tried, left_out = tried + outputs, left_out + int(found["left_out"])
+            tried, left_out = tried + count, left_out + int(found["left_out"])
             row = _row(check, name, found, direction)
             if not row.ok and k < directions and direction.any():
                 direction = _narrow(compiled, leaves, i, direction, weights)

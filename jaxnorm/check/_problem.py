@@ -72,6 +72,12 @@ def flatten(
     return Layout(names, tuple(moving), tree), leaves
 
 
+def mixed(args: Any) -> bool:
+    """Whether the floating-point arrays among arguments, as they were given, have several dtypes."""
+    dtypes = {np.dtype(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype") and is_float(a)}
+    return len(dtypes) > 1
+
+
 def cast(leaves: Leaves, dtype: Any) -> Leaves:
     """The floats among the leaves rounded to `dtype`; below float64 integers have 32 bits, as without x64."""
     return [leaf.astype(dtype_in(leaf, dtype)) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
@@ -88,6 +94,11 @@ def dtype_in(leaf: Any, dtype: Any) -> Any:
 def shapes(leaves: Leaves) -> Leaves:
     """Shapes and dtypes alone."""
     return [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def stack(trees: list[Any], axis: int = 0) -> Any:
+    """Equal pytrees as one, along a new axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *trees)
 
 
 def output_names(fun: Callable[..., Any], layout: Layout, leaves: Leaves) -> tuple[tuple[str, ...], tuple[str, ...]]:

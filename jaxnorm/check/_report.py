@@ -8,6 +8,29 @@ from typing import Any
 
 import numpy as np
 
+# What a check's failure means for whoever uses the rule, gravest first: a wrong value, then a wrong value under some
+# transformation, then lost digits, then a dtype. A check that is not here comes between the first two and the rest.
+GRAVITY = (
+    ("search", "primal"),
+    (
+        "cotangent",
+        "tangent",
+        "differences",
+        "shard_map",
+        "auto axes",
+        "explicit axes",
+        "unequal shards",
+    ),
+    ("linear", "reverse mode"),
+    (),
+    ("second order", "grad of grad", "jvp of grad", "grad of jvp", "jvp of jvp"),
+    ("float", "bfloat"),
+    ("digits",),
+    ("structure",),
+    ("mixed dtypes", "sharding", "gathers"),
+)
+_UNLISTED = GRAVITY.index(())
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -22,11 +45,17 @@ class Row:
     error: float = 0.0  # of the worst element: the one with the largest error in units of its tolerance
     tolerance: float | None = None
     note: str = ""
+    comparable: bool = True  # whether values can be compared where this fails
 
     @property
     def ratio(self) -> float:
         """The error in units of the tolerance: above 1 it fails."""
         return 0.0 if self.tolerance is None else self.error / self.tolerance
+
+    @property
+    def gravity(self) -> int:
+        """How grave a failure of this check is: 0 is the gravest."""
+        return next((i for i, checks in enumerate(GRAVITY) if checks and self.check.startswith(checks)), _UNLISTED)
 
     def __str__(self) -> str:
         if self.got is None:
@@ -39,11 +68,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `check_vjp` found: truthy `ok`, `failures` as sentences, and every row."""
+    """What a check found: truthy `ok`, `failures` as sentences, and every row."""
 
     name: str
     rows: tuple[Row, ...]
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)  # of this function and of its reference, if measured
+    setting: str = ""  # device, version of JAX, precision of products
+    code: str = ""  # a line of Python that fails in the same way, where `search` found one
+    brief: bool = False  # whether the text has the failing rows alone
 
     @property
     def ok(self) -> bool:
@@ -52,8 +84,8 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for every check that does not hold: the check, the argument, the element, the reason."""
-        return [str(row) for row in self.rows if not row.ok]
+        """A sentence for every check that does not hold, gravest first: the check, the argument, element, reason."""
+        return [str(row) for row in sorted(self.rows, key=lambda row: row.gravity) if not row.ok]
 
     @property
     def worst(self) -> float:
@@ -68,14 +100,21 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data that JSON can hold: numbers that are not finite become text."""
         rows = [{**dataclasses.asdict(row), "index": row.index and list(row.index)} for row in self.rows]
-        return {"name": self.name, "ok": self.ok, "failures": self.failures, "rows": _plain(rows), "cost": self.cost}
+        known = {"name": self.name, "ok": self.ok, "failures": self.failures, "setting": self.setting}
+        return {**known, "code": self.code, "rows": _plain(rows), "cost": self.cost}
 
     def __str__(self) -> str:
         failures = self.failures
         verdict = f"{len(self.rows)} checks hold" if self.ok else f"{len(failures)} of {len(self.rows)} checks fail"
-        cells = [_cells(row) for row in self.rows]
+        cells = [_cells(row) for row in self.rows if not (self.brief and row.ok)]
         table = as_table(("check", "of", "worst at", "got", "wanted", "error / tolerance", "note"), cells)
-        return "\n".join([f"{self.name}: {verdict}", *(f"  {f}" for f in failures), table.rstrip(), *_cost(self.cost)])
+        lines = [f"{self.name}: {verdict}", *(f"  {f}" for f in failures), table.rstrip() if cells else ""]
+        lines += [
+            f"reproduce: {self.code}" if self.code else "",
+            *([] if self.brief else _cost(self.cost)),
+            self.setting,
+        ]
+        return "\n".join(filter(None, lines))
 
 
 def _plain(value: Any) -> Any:
@@ -140,8 +179,8 @@ def compare(check: str, about: str, got: Any, wanted: Any, allowed: Any, reason:
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     wrong = int(np.sum(ratio > 1))
     note = "; ".join(filter(None, (reason, _pattern(got, wanted, allowed, wrong)))) if wrong else ""
-    numbers = {name: float(a[at]) for name, a in (("got", got), ("wanted", wanted), ("error", error))}
-    return Row(check, about, not wrong, tuple(map(int, at)), **numbers, tolerance=float(allowed[at]), note=note)
+    numbers = (float(a[at]) for a in (got, wanted, error, allowed))
+    return Row(check, about, not wrong, tuple(map(int, at)), *numbers, note=note)
 
 
 def _pattern(got: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, wrong: int) -> str:
@@ -149,16 +188,31 @@ def _pattern(got: np.ndarray, wanted: np.ndarray, allowed: np.ndarray, wrong: in
     count = f"{wrong} of {got.size} elements are wrong" if got.size > 1 else ""
     if np.isfinite(wanted).all() and not np.isfinite(got).all():
         return f"{count or 'it'}: not finite"
-    if not np.isfinite([got, wanted]).all() or got.size < 2 or not np.any(wanted):
-        return count
+    factor = multiple(got, wanted, allowed)
+    return (
+        count
+        if factor is None
+        else "it is 0 everywhere"
+        if not factor
+        else f"it is {factor:.6g} times what it should be"
+    )
+
+
+def multiple(got: np.ndarray, wanted: np.ndarray, allowed: np.ndarray) -> float | None:
+    """The number that every element is a multiple of the wanted one by; None if there is none, or some do not tell."""
+    tells = wanted != 0
+    if not np.isfinite([got, wanted]).all() or np.sum(tells) < 2:
+        return None
     factor = float(np.vdot(wanted, got) / np.vdot(wanted, wanted))
-    if np.all(np.abs(got - factor * wanted) <= np.maximum(allowed * (1 + abs(factor)), 1e-6 * np.abs(wanted).max())):
-        return "it is 0 everywhere" if abs(factor) < 1e-6 else f"it is {factor:.6g} times what it should be"
-    return count
+    factor = 0.0 if abs(factor) < 1e-6 else factor
+    off = np.abs(got - factor * wanted)
+    apart = np.abs((1 - factor) * wanted) > 2 * allowed  # else right and wrong look alike here
+    agrees = off <= allowed + min(1e-6 * max(abs(factor), 1), 1e-3 * abs(1 - factor)) * np.abs(wanted)
+    return factor if np.all(agrees) and np.all(apart[tells]) else None
 
 
 def exactly(check: str, about: str, got: Any, wanted: Any, tolerance: float, reason: str = "") -> Row:
-    """The row of a float64 array against the truth: an error up to `tolerance` times the largest entry is allowed."""
+    """The row of an array against the truth: an error up to `tolerance` times the largest entry is allowed."""
     finite = np.abs(np.asarray(wanted).astype(np.float64))
     finite = np.where(np.isfinite(finite), finite, 0)
     # Below 1e-3 the cotangents' own size, which is 1, stands in: a gradient that is 0 on paper has rounding errors.

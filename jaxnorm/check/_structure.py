@@ -1,4 +1,4 @@
-"""Shapes and dtypes of values and cotangents, by tracing alone."""
+"""Shapes and dtypes of values and derivatives, by tracing alone."""
 
 import dataclasses
 import functools
@@ -10,24 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.check._problem import Layout, Leaves, dtype_in, is_float
-from jaxnorm.check._programs import Failed, vjp_at
+from jaxnorm.check._programs import FORWARD, Failed, Mode
 from jaxnorm.check._report import Row
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def structure_rows(
+    mode: Mode,
     fun: Callable[..., Any],
     reference: Callable[..., Any] | None,
     layout: Layout,
     outputs: Names,
     leaves: Leaves,
     dtypes: Sequence[Any],
+    fixed: bool,
 ) -> Iterator[Row]:
-    """Every cotangent has its argument's shape and dtype, integers too; every output the reference's."""
+    """Every derivative has its argument's (or output's) shape and dtype, integers too; every output the reference's.
+
+    Of a function of a `fixed` precision dtypes are not asked in float64, nor those of its outputs at all.
+    """
     for dtype in (np.float64, *dtypes):
         setting = np.dtype(dtype).name
-        with jax.enable_x64(setting == "float64"):
+        wide = setting == "float64"
+        with jax.enable_x64(wide):
             typed = [_typed(leaf, dtype) for leaf in leaves]
             try:
                 values = jax.eval_shape(layout.flat(fun), typed)
@@ -37,12 +43,14 @@ def structure_rows(
             if reference:
                 truth = jax.eval_shape(layout.flat(reference), typed)
                 for names, got, wanted in zip(outputs, values, truth, strict=True):
-                    yield from _same("structure", setting, names, got, wanted, "the reference's")
-            yield from _cotangents("structure", fun, layout, setting, typed, values[0])
+                    yield from _same("structure", setting, names, got, wanted, "the reference's", any_dtype=fixed)
+            yield from _derivatives(mode, "structure", fun, layout, setting, typed, values, outputs, fixed and wide)
 
 
-def mixed_rows(fun: Callable[..., Any], layout: Layout, leaves: Leaves, dtypes: Sequence[Any]) -> Iterator[Row]:
-    """The same of cotangents where the first argument and the others differ in dtype, as far as `fun` takes that."""
+def mixed_rows(
+    mode: Mode, fun: Callable[..., Any], layout: Layout, outputs: Names, leaves: Leaves, dtypes: Sequence[Any]
+) -> Iterator[Row]:
+    """The same where the first argument and the others differ in dtype, as far as `fun` takes that."""
     first = layout.moving[0]
     for dtype in dtypes if len(layout.moving) > 1 else ():
         for one, rest in ((dtype, np.float32), (np.float32, dtype)) if np.dtype(dtype) != np.float32 else ():
@@ -53,21 +61,34 @@ def mixed_rows(fun: Callable[..., Any], layout: Layout, leaves: Leaves, dtypes: 
                 except Exception:  # a function need not take mixtures
                     continue
                 setting = f"{np.dtype(one).name} {layout.names[first]} and {np.dtype(rest).name} others"
-                yield from _cotangents("mixed dtypes", fun, layout, setting, typed, values[0])
+                yield from _derivatives(mode, "mixed dtypes", fun, layout, setting, typed, values, outputs)
 
 
-def _cotangents(
-    check: str, fun: Callable[..., Any], layout: Layout, setting: str, leaves: Leaves, outputs: Leaves
+def _derivatives(
+    mode: Mode,
+    check: str,
+    fun: Callable[..., Any],
+    layout: Layout,
+    setting: str,
+    leaves: Leaves,
+    values: tuple[Leaves, Leaves],
+    outputs: Names,
+    any_dtype: bool = False,
 ) -> Iterator[Row]:
-    everything = dataclasses.replace(layout, moving=tuple(i for i, a in enumerate(leaves) if _has_tangent(a)))
+    every = layout
+    if mode is not FORWARD:
+        every = dataclasses.replace(layout, moving=tuple(i for i, a in enumerate(leaves) if _has_tangent(a)))
+    incoming = mode.of(every.pick(leaves), list(values[0]))[0]
     try:
-        got = jax.eval_shape(functools.partial(vjp_at, everything, everything.flat(fun)), leaves, list(outputs))[2]
+        got = jax.eval_shape(functools.partial(mode.at, every, every.flat(fun)), leaves, incoming)[2]
     except Exception as error:
         note = f"in {setting} the rule {Failed.by(error).text}"
-        yield Row(check, ", ".join(layout.moving_names), False, note=note)
+        yield Row(check, ", ".join(layout.moving_names), False, note=note, comparable=setting != "float64")
         return
-    wanted = [a if is_float(a) else jax.ShapeDtypeStruct(a.shape, jax.dtypes.float0) for a in everything.pick(leaves)]
-    yield from _same(check, setting, everything.moving_names, got, wanted, "the argument's")
+    moving = [a if is_float(a) else jax.ShapeDtypeStruct(a.shape, jax.dtypes.float0) for a in every.pick(leaves)]
+    wanted = mode.of(moving, values[0])[1]
+    names, whose = mode.of((every.moving_names, "the argument's"), (outputs[0], "the output's"))[1]
+    yield from _same(check, setting, names, got, wanted, whose, any_dtype, cast=mode is not FORWARD)
 
 
 def _typed(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
@@ -78,8 +99,20 @@ def _has_tangent(leaf: Any) -> bool:
     return not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _same(check: str, setting: str, names: Sequence[str], got: Leaves, wanted: Leaves, whose: str) -> Iterator[Row]:
+def _same(
+    check: str,
+    setting: str,
+    names: Sequence[str],
+    got: Leaves,
+    wanted: Leaves,
+    whose: str,
+    any_dtype: bool = False,
+    cast: bool = False,
+) -> Iterator[Row]:
     for name, g, w in zip(names, got, wanted, strict=True):
-        same = g.shape == w.shape and g.dtype == w.dtype
+        same = g.shape == w.shape and (any_dtype or g.dtype == w.dtype)
         note = "" if same else f"in {setting} it is {g.dtype}{list(g.shape)}, {whose} is {w.dtype}{list(w.shape)}"
-        yield Row(check, name, same, note=note)
+        if not same and cast and g.shape == w.shape:
+            note += ": a cotangent must be cast to the argument's dtype"
+        # An array of another shape, unlike one of another dtype, cannot be compared.
+        yield Row(check, name, same, note=note, comparable=g.shape == w.shape)

@@ -1,22 +1,13 @@
-"""`check_vjp`: the order of the checks, and the rows that their results make. Comparisons are made in NumPy."""
+"""`check_vjp`: a rule in reverse mode."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxnorm.check._cost import saved_bytes
-from jaxnorm.check._differences import difference_rows
-from jaxnorm.check._problem import Layout, Leaves, cast, flatten, output_names, shapes
-from jaxnorm.check._programs import MIX, Failed, Inputs, Low, low_precision, ours, points, truth, vjp_at
-from jaxnorm.check._report import Report, Row, compare, exactly, summarize
-from jaxnorm.check._structure import Names, mixed_rows, structure_rows
-
-CHECKS = ("differences", "precision", "mixed dtypes", "transforms", "outside jit", "second order", "cost")
+from jaxnorm.check._derivative import Options, check_derivative
+from jaxnorm.check._programs import REVERSE
+from jaxnorm.check._report import Report
 
 
 def check_vjp(
@@ -33,12 +24,15 @@ def check_vjp(
     directions: int = 16,
     seeds: int = 3,
     seed: int = 0,
+    name: str | None = None,
+    batch_axes: int | Sequence[int | None] | None = None,
 ) -> Report:
     """Checks the gradient rule of `fun` at `args`: `<g, J v> == <fun's cotangents of g, v>` for all g and v, and more.
 
     ====================  ============================================================================================
     check                 what must hold
     ====================  ============================================================================================
+    rule                  reported, not judged: whether `fun` has a custom VJP, and rounds to a precision of its own
     primal                the reference's value; the same under `jax.vjp`
     structure             cotangents have their arguments' shapes and dtypes (integers: none), in float64 and `dtypes`
     mixed dtypes          the same where the first argument is of a 16-bit dtype and the others float32, and reversed
@@ -47,6 +41,8 @@ def check_vjp(
     only ... used, alone  unused outputs, and arguments that are not differentiated, change nothing
     differences           the cotangents agree with central differences of `fun` itself, of order 6 in float64
     float32, ...          per element, the error against float64 is at most autodiff's of the reference, see `ulps`
+    digits in ...         no element has lost all digits (in that precision) that the rounded arguments determine
+    rows permuted, ...    with `batch_axes`: permuted rows, two halves, and added rows give the same results
     transforms            the same under checkpoint, scan, and vmap over each argument and over all
     outside jit           the same where every operation runs by itself; all else is compiled whole
     second order          grad of grad and jvp of grad equal the reference's, or central differences of the cotangents
@@ -60,26 +56,38 @@ def check_vjp(
     reference they are compared at kinks too. Low precision has no measure without a reference, and is then checked for
     shapes and dtypes only.
 
-    Only the shapes and values given are checked: call it for even and odd sizes, ties, masks. The float arguments are
-    taken in float64 whatever `jax_enable_x64` says; integers and booleans as they are.
+    A `fun` that rounds to float32 whatever its arguments' dtype (as its trace shows) is judged at that precision, and
+    the report says so. The bounds then hold what one ulp of each argument changes.
+
+    The truth of low precisions is the reference in float64 at the rounded arguments. The row says how many digits of
+    the array's largest entry are right in `fun`, and in the reference. Digits that both lose, as `logsumexp - logit`
+    does for a confident prediction, are found too, as far as the reference resolves them in float64.
+
+    Only the shapes and values given are checked: call it for even and odd sizes, ties, masks (`search` does). The float
+    arguments are taken in float64 whatever `jax_enable_x64` says; integers and booleans as they are. Products are taken
+    at the highest precision, unless `jax_default_matmul_precision` is set; the report says at which.
 
     Args:
       fun: function of arrays or pytrees of arrays, with one or several outputs; bind options by `functools.partial`.
       *args: its arguments. Floats are differentiated; integers, booleans and keys are held.
       reference: plain function of the same arguments and outputs; None checks by central differences.
       argnums: the argument or arguments to differentiate; None is all.
-      checks: names out of `differences`, `precision`, `mixed dtypes`, `transforms`, `outside jit`, `second order`,
-        `cost`, done besides the values and cotangents; None is all, differences only where there is no reference.
+      checks: names out of `differences`, `precision`, `digits` (of `precision`), `mixed dtypes`, `transforms`,
+        `outside jit`, `second order`, `cost`, done besides the values and cotangents; None is all, differences only
+        where there is no reference, mixed dtypes only where the arguments' are mixed.
       dtypes: the low precisions; one that `fun` raises for is noted and left out.
       tolerance: of float64 comparisons, relative to the largest entry of each array.
       factor: how many times autodiff's error a low precision may make.
-      ulps: how many ulps more: of the element, and of float32 terms of the results' largest size (sums in another
-        order).
-      rounded_residuals: those terms are as rough as the low precision itself: for a rule that keeps an array in that
-        dtype by design, as a softmax does its output.
+      ulps: how many ulps more: of the element, of float32 terms of the results' largest size (sums in another order),
+        and of each argument in float32 (what the point's condition makes of rounding).
+      rounded_residuals: those terms are as rough as the low precision itself, or as the lowest that `fun` rounds to:
+        for a rule that keeps an array in that dtype by design, as a softmax does its output.
       directions: random directions for each argument, for differences.
       seeds: random cotangents, at least 2.
       seed: of all random numbers.
+      name: of the report; None is the function's own.
+      batch_axes: the axis of each argument along which `fun` works row by row (an int for all, None for an argument
+        without one); checks that it does. The outputs' axis is found from their shapes.
 
     Returns:
       A `Report`: `ok`, `failures`, `rows`, `str()`, `to_dict()`, `raise_if_failed()`. What `fun` raises under a
@@ -107,220 +115,19 @@ def check_vjp(
     References:
       https://github.com/JuliaDiff/ChainRulesTestUtils.jl (rules tested against differences, for random cotangents).
     """
-    chosen = frozenset(CHECKS[reference is not None :] if checks is None else checks)
-    if unknown := sorted(chosen - set(CHECKS)):
-        raise ValueError(f"checks must be among {', '.join(CHECKS)}, got {unknown[0]!r}")
-    for name, value, least in (("seeds", seeds, 2), ("directions", directions, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    cost: dict[str, Any] = {}
-    name = _name(fun)
-    with jax.enable_x64(True):
-        layout, leaves = flatten(fun, args, argnums)
-        fun, reference = _hashable(fun), None if reference is None else _hashable(reference)
-        call = _Call(fun, reference, layout, _outputs(fun, reference, layout, leaves), leaves, tolerance)
-        rows = list(structure_rows(fun, reference, layout, call.outputs, leaves, dtypes))
-        if all(row.ok for row in rows):  # arrays of wrong shapes or dtypes cannot be compared
-            inputs = Inputs.of(layout, leaves, jax.eval_shape(layout.flat(fun), shapes(leaves))[0], seeds, seed)
-            rows += mixed_rows(fun, layout, leaves, dtypes) if "mixed dtypes" in chosen else ()
-            lows = _lows(call, inputs, dtypes if reference and "precision" in chosen else ())
-            rows += _exact(call, inputs, chosen, lows, (factor, ulps, rounded_residuals))
-            if "differences" in chosen:
-                second = "second order" in chosen and reference is None
-                g = inputs.cotangents[0]
-                rows += difference_rows(fun, layout, leaves, g, directions, seed, second=second)
-            cost = _cost(call, inputs, lows, dtypes) if "cost" in chosen else {}
-    return Report(name, summarize(rows), cost)
-
-
-def _name(fun: Callable[..., Any]) -> str:
-    while isinstance(fun, functools.partial):
-        fun = fun.func
-    return getattr(fun, "__name__", type(fun).__name__)
-
-
-def _hashable(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """Programs are kept by the function that they are of; a module that holds arrays has no hash."""
-    try:
-        hash(fun)
-    except TypeError:
-        return lambda *args: fun(*args)
-    return fun
-
-
-def _outputs(fun: Any, reference: Any, layout: Layout, leaves: Leaves) -> Names:
-    """Names of the outputs, which the reference must have too."""
-    names = output_names(fun, layout, leaves)
-    if not names[0]:
-        raise TypeError("fun must return a floating-point array")
-    if reference and tuple(map(len, theirs := output_names(reference, layout, leaves))) != tuple(map(len, names)):
-        raise ValueError(
-            f"reference must return as many arrays as fun, {names[0] + names[1]}, got {theirs[0] + theirs[1]}"
-        )
-    return names
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """The function, what it is compared with, and its arguments."""
-
-    fun: Callable[..., Any]
-    reference: Callable[..., Any] | None
-    layout: Layout
-    outputs: Names  # of the floating-point outputs and of the others
-    leaves: Leaves
-    tolerance: float
-
-    @property
-    def arguments(self) -> str:
-        """All that is differentiated, for what cannot be told apart."""
-        return ", ".join(self.layout.moving_names)
-
-    def rows(self, check: str, got: Any, wanted: Any, reason: str = "") -> Iterator[Row]:
-        """Of (float outputs, other outputs, cotangents), each of which may be left out."""
-        for names, left, right in zip((*self.outputs, self.layout.moving_names), got, wanted, strict=True):
-            for name, g, w in zip(names if len(left) else (), left, right, strict=True):
-                yield exactly(check, name, g, w, self.tolerance, reason)
-
-    def cotangents(self, check: str, got: Any, wanted: Any, reason: str = "") -> Iterator[Row]:
-        """Of cotangents alone."""
-        yield from self.rows(check, ((), (), got), ((), (), wanted), reason)
-
-
-def _exact(
-    call: _Call,
-    inputs: Inputs,
-    chosen: frozenset[str],
-    lows: list[tuple[Low, Low]],
-    precision: tuple[float, float, bool],
-) -> Iterator[Row]:
-    """Values, cotangents, transformations, second derivatives and low precisions against float64."""
-    eager = "outside jit" in chosen
-    chosen = chosen & {"transforms"} | (chosen & {"second order"} if call.reference else frozenset())
-    got = jax.device_get(ours(call.fun, call.layout, call.outputs[0], chosen, call.leaves, inputs))
-    at = points(call.layout, call.outputs[0], call.leaves, inputs)
-    at |= {low.dtype.name: low.point for low, _ in lows}
-    wanted = truth(call.reference or call.fun, call.layout, chosen, call.leaves, inputs, list(at.values()))
-    wanted = jax.device_get(wanted)
-    table = {name: jax.tree.map(lambda a, p=p: a[p], wanted["points"]) for p, name in enumerate(at)}
-    failed = {name: result.text for name, result in got.items() if isinstance(result, Failed)}
-    got = {name: result for name, result in got.items() if name not in failed}
-    rows = [Row(name, call.arguments, False, note=f"fun {text}") for name, text in failed.items()]
-    rows += _first_order(call, len(inputs.cotangents), got, table)
-    yield from rows
-    if wrong := [row.about for row in rows if not row.ok]:
-        note = f"not judged until this holds: {', '.join(dict.fromkeys(wrong))}"  # it would only be said again
-        yield Row("all else", "arguments", True, note=note)
-        return
-    if "transforms" in chosen:
-        yield from _transforms(call, got, table)
-    if eager:
-        yield from _outside_jit(call, inputs, table["seed 0"])
-    for name in ("grad of grad", "jvp of grad") if "second order" in chosen else ():
-        incoming = [f"cotangent of {output}" for output in call.outputs[0] if name == "grad of grad"]
-        names = [*call.layout.moving_names, *incoming]  # of grad of grad, both are differentiated
-        for about, g, w in zip(names, jax.tree.leaves(got[name]), jax.tree.leaves(wanted[name]), strict=True):
-            yield exactly(name, about, g, w, call.tolerance)
-    for low, plain in lows:
-        yield from _precision(call, low, plain, table[low.dtype.name], *precision)
-
-
-def _first_order(call: _Call, seeds: int, got: dict[str, Any], table: dict[str, Any]) -> Iterator[Row]:
-    if "plain" in got:
-        yield from call.rows("primal", (*got["plain"], ()), (*table["seed 0"][:2], ()))
-    if "vjp" in got:
-        yield from call.rows("primal under vjp", (*got["vjp"][:2], ()), (*table["seed 0"][:2], ()))
-    if "many" not in got:
-        return
-    *single, mixed, zero = zip(*got["many"], strict=True)
-    first = single[0]
-    if call.reference:  # else differences are what the cotangents are checked against
-        for name, cotangents in zip(table, single, strict=False):
-            check = "cotangent" if name.startswith("seed") else f"cotangent {name}"
-            yield from call.cotangents(check, cotangents, table[name][2])
-    reason = "not linear in the incoming cotangent"
-    with np.errstate(invalid="ignore"):
-        sums = [MIX[0] * a + MIX[1] * b for a, b in zip(first, single[1], strict=True)]
-    yield from call.cotangents("linear", mixed, sums, reason)
-    finite = [np.where(np.isfinite(a), z, 0) for a, z in zip(first, zero, strict=True)]
-    yield from call.cotangents("linear", finite, [np.zeros_like(z) for z in finite], f"{reason}: zero gives this")
-    for name, alone in zip(call.outputs[0], single[seeds:], strict=False):
-        if f"only {name} used" in got:
-            yield from call.cotangents(f"only {name} used", got[f"only {name} used"], alone)
-    for name, cotangent in zip(call.layout.moving_names, first, strict=True):
-        if f"only {name}" in got:
-            yield exactly("differentiated alone", name, got[f"only {name}"][0], cotangent, call.tolerance)
-
-
-def _transforms(call: _Call, got: dict[str, Any], table: dict[str, Any]) -> Iterator[Row]:
-    def stacked(name: str) -> Any:
-        return jax.tree.map(lambda *leaves: np.stack(leaves), table["seed 0"], table[name])
-
-    for check, results in got.items():
-        if check == "checkpoint":
-            yield from call.rows(check, results, table["seed 0"])
-        elif check in ("scan", "vmap over all"):
-            yield from call.rows(check, results, stacked("second"))
-        elif check.startswith("vmap over"):
-            yield from call.rows(check, results, stacked(check))
-
-
-def _outside_jit(call: _Call, inputs: Inputs, truth: Any) -> Iterator[Row]:
-    arrays = [jnp.asarray(leaf) for leaf in call.leaves]
-    try:
-        got = vjp_at(call.layout, call.layout.flat(call.fun), arrays, [jnp.asarray(c) for c in inputs.cotangents[0]])
-    except Exception as error:
-        yield Row("outside jit", call.arguments, False, note=f"fun {Failed.by(error).text}")
-    else:
-        yield from call.rows("outside jit", jax.device_get(got), truth)
-
-
-def _lows(call: _Call, inputs: Inputs, dtypes: Sequence[Any]) -> list[tuple[Low, Low]]:
-    """Function and reference in each dtype that the function takes."""
-    sides = [
-        [low_precision(f, call.layout, call.leaves, inputs, d) for f in (call.fun, call.reference) if f] for d in dtypes
-    ]
-    return [(low, plain) for low, plain in sides if low and plain]
-
-
-def _precision(
-    call: _Call, low: Low, plain: Low, exact: Any, factor: float, ulps: float, rounded: bool
-) -> Iterator[Row]:
-    rights = [np.asarray(a) for a in (*exact[0], *exact[2])]
-    largest = max(np.max(np.abs(a), initial=0.0, where=np.isfinite(a)) for a in rights)
-    names = [*call.outputs[0], *call.layout.moving_names]
-    for name, result, other, right in zip(names, low.results, plain.results, rights, strict=True):
-        epsilon = float(jnp.finfo(result.dtype).eps)
-        term = epsilon if rounded else float(jnp.finfo(jnp.float32).eps)
-        got, autodiff = result.astype(np.float64), other.astype(np.float64)
-        judged = np.isfinite(right) & np.isfinite(autodiff) & (np.abs(right) < float(jnp.finfo(low.dtype).max))
-        got, autodiff, right = (np.where(judged, a, 0) for a in (got, autodiff, right))
-        allowed = factor * np.abs(autodiff - right) + ulps * (epsilon * np.abs(right) + term * largest)
-        row = compare(low.dtype.name, name, got, right, allowed, "less exact than plain autodiff")
-        note = "" if judged.all() else f"{np.sum(~judged)} elements not judged: not finite in plain autodiff"
-        yield dataclasses.replace(row, note="; ".join(filter(None, (row.note, note))))
-
-
-def _cost(call: _Call, inputs: Inputs, lows: list[tuple[Low, Low]], dtypes: Sequence[Any]) -> dict[str, Any]:
-    """Bytes kept, temporary memory and FLOPs, of function and reference, in the first of the dtypes that fits."""
-    sides = {"fun": call.fun} | ({"reference": call.reference} if call.reference else {})
-    found: list[Any] = list(lows[0]) if lows else []
-    if not found:
-        found = [
-            low
-            for f in sides.values()
-            for d in dtypes[:1]
-            if (low := low_precision(f, call.layout, call.leaves, inputs, d))
-        ]
-    dtype = found[0].dtype if found else np.dtype(np.float64)
-    leaves = cast(call.leaves, dtype)
-
-    def kept(fun: Any) -> int:
-        flat = call.layout.flat(fun)
-        return saved_bytes(lambda *moved: flat(call.layout.put(leaves, list(moved)))[0], *call.layout.pick(leaves))
-
-    with jax.enable_x64(dtype == np.float64):
-        cost: dict[str, Any] = {"dtype": dtype.name, "bytes kept": {side: kept(fun) for side, fun in sides.items()}}
-    for what in found[0].cost if found else ():
-        cost[what] = {side: low.cost[what] for side, low in zip(sides, found, strict=True)}
-    return cost
+    options = Options(
+        reference,
+        argnums,
+        checks,
+        dtypes,
+        tolerance,
+        factor,
+        ulps,
+        rounded_residuals,
+        directions,
+        seeds,
+        seed,
+        name,
+        batch_axes,
+    )
+    return check_derivative(REVERSE, fun, args, options)

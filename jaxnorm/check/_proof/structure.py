@@ -1,0 +1,335 @@
+"""Primitives that move elements about, and reductions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxnorm.check._proof.elementwise import exp, larger, log, mul
+from jaxnorm.check._proof.machine import Machine, Undecided, Value, degree_of_total, is_exact
+from jaxnorm.check._proof.rules import rule
+
+Parameters = dict[str, Any]
+
+# --- moving elements --------------------------------------------------------------------------------------------------
+
+
+@rule(
+    "stop_gradient",
+    "copy",
+    "copy_p",
+    "optimization_barrier",
+    "reduce_precision",
+    "xla_metadata_value",
+    "sharding_constraint",
+    "reshard",
+    "mesh_cast",
+    "layout_constraint",
+    "pvary",
+    "device_put",
+    "name",
+)
+def _same(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
+    return list(values)
+
+
+@rule("reshape")
+def _reshape(m: Machine, parameters: Parameters, a: Value) -> Value:
+    if parameters.get("dimensions") is not None:
+        raise Undecided("reshape with dimensions")
+    n, sizes = a.shadow.ndim, tuple(parameters["new_sizes"])
+    return m.structural(lambda x: x.reshape(sizes + x.shape[n:]), a)
+
+
+@rule("squeeze", "expand_dims")
+def _squeeze(m: Machine, parameters: Parameters, a: Value) -> Value:
+    axes = tuple(parameters["dimensions"])
+    return m.structural(lambda x: x.squeeze(axes), a)
+
+
+@rule("transpose")
+def _transpose(m: Machine, parameters: Parameters, a: Value) -> Value:
+    order = tuple(parameters["permutation"])
+    return m.structural(lambda x: x.transpose(order + tuple(range(len(order), x.ndim))), a)
+
+
+@rule("broadcast_in_dim")
+def _broadcast(m: Machine, parameters: Parameters, a: Value, *sizes: Value) -> Value:
+    shape, axes, n = tuple(parameters["shape"]), parameters["broadcast_dimensions"], a.shadow.ndim
+    spread = [1] * len(shape)
+    for axis, size in zip(axes, a.shape, strict=True):
+        spread[axis] = size
+
+    def of(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x.reshape((*spread, *x.shape[n:])), shape + x.shape[n:])
+
+    return m.structural(of, a)
+
+
+@rule("rev")
+def _rev(m: Machine, parameters: Parameters, a: Value) -> Value:
+    return m.structural(lambda x: np.flip(x, tuple(parameters["dimensions"])), a)
+
+
+@rule("slice")
+def _slice(m: Machine, parameters: Parameters, a: Value) -> Value:
+    steps = parameters["strides"] or (1,) * a.shadow.ndim
+    parts = tuple(map(slice, parameters["start_indices"], parameters["limit_indices"], steps))
+    return m.structural(lambda x: x[parts], a)
+
+
+@rule("concatenate")
+def _concatenate(m: Machine, parameters: Parameters, *values: Value) -> Value:
+    return m.structural(lambda *xs: np.concatenate(xs, parameters["dimension"]), *values)
+
+
+@rule("stack")
+def _stack(m: Machine, parameters: Parameters, *values: Value) -> Value:
+    return m.structural(lambda *xs: np.stack(xs, parameters["axis"]), *values)
+
+
+@rule("unstack")
+def _unstack(m: Machine, parameters: Parameters, a: Value) -> list[Value]:
+    axis = parameters["axis"]
+    return [m.structural(lambda x, i=i: x.take(i, axis), a) for i in range(a.shape[axis])]
+
+
+@rule("split")
+def _split(m: Machine, parameters: Parameters, a: Value) -> list[Value]:
+    ends = np.cumsum(parameters["sizes"])
+    spans = [slice(int(end) - size, int(end)) for end, size in zip(ends, parameters["sizes"], strict=True)]
+    before = (slice(None),) * parameters["axis"]
+    return [m.structural(lambda x, span=span: x[(*before, span)], a) for span in spans]
+
+
+@rule("pad")
+def _pad(m: Machine, parameters: Parameters, a: Value, fill: Value) -> Value:
+    """Interior padding, then what is added or cut at both ends."""
+    config = parameters["padding_config"]
+    sizes = [max(low + high + size + max(size - 1, 0) * inner, 0)
+             for size, (low, high, inner) in zip(a.shape, config, strict=True)]  # fmt: skip
+    positions = [low + np.arange(size) * (inner + 1) for size, (low, _, inner) in zip(a.shape, config, strict=True)]
+    kept = [np.flatnonzero((at >= 0) & (at < size)) for at, size in zip(positions, sizes, strict=True)]
+    to = np.ix_(*(at[k] for at, k in zip(positions, kept, strict=True)))
+    source = np.ix_(*kept)
+
+    def of(x: np.ndarray, fill: np.ndarray) -> np.ndarray:
+        result = np.array(np.broadcast_to(fill, (*sizes, *x.shape[a.shadow.ndim :])))
+        result[to] = x[source]
+        return result
+
+    return m.structural(of, a, fill)
+
+
+def starts_of(a: Value, indices: tuple[Value, ...], sizes: tuple[int, ...]) -> tuple[slice, ...]:
+    """Where a dynamic slice lies: clamped into the array."""
+    starts = [min(max(int(i.shadow), 0), n - size) for i, n, size in zip(indices, a.shape, sizes, strict=True)]
+    return tuple(slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(m: Machine, parameters: Parameters, a: Value, *indices: Value) -> Value:
+    parts = starts_of(a, indices[: a.shadow.ndim], tuple(parameters["slice_sizes"]))
+    return m.structural(lambda x: x[parts], a)
+
+
+@rule("dynamic_update_slice")
+def _dynamic_update_slice(m: Machine, parameters: Parameters, a: Value, update: Value, *indices: Value) -> Value:
+    parts = starts_of(a, indices, update.shape)
+
+    def of(x: np.ndarray, update: np.ndarray) -> np.ndarray:
+        result = np.array(x)
+        result[parts] = update
+        return result
+
+    return m.structural(of, a, update)
+
+
+@rule("iota")
+def _iota(m: Machine, parameters: Parameters) -> Value:
+    shape, axis = parameters["shape"], parameters["dimension"]
+    along = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return _as_dtype(m, np.broadcast_to(along, shape), parameters["dtype"])
+
+
+def _as_dtype(m: Machine, integers: np.ndarray, dtype: Any) -> Value:
+    return m.exact(integers.astype(dtype)) if is_exact(dtype) else m.as_float(m.exact(integers))
+
+
+@rule("empty", "empty2")
+def _empty(m: Machine, parameters: Parameters) -> Value:
+    """An array that the program overwrites: where it does not, NaN."""
+    shape = parameters.get("shape", ())
+    if is_exact(parameters["dtype"]):
+        return m.exact(np.zeros(shape, parameters["dtype"]))
+    return m.constant(np.full(shape, np.nan))
+
+
+# --- reductions -------------------------------------------------------------------------------------------------------
+
+
+@rule("reduce_sum")
+def _reduce_sum(m: Machine, parameters: Parameters, a: Value) -> Value:
+    return total(m, a, tuple(parameters["axes"]))
+
+
+def total(m: Machine, a: Value, axes: tuple[int, ...]) -> Value:
+    """The sum over axes."""
+    if a.field is None:
+        return m.exact(a.shadow.sum(axes, dtype=a.shadow.dtype))
+    count = int(np.prod([a.shape[axis] for axis in axes]))
+    with np.errstate(invalid="ignore"):
+        shadow = a.shadow.sum(axes)
+    came = a if a.special is None else Value(shadow, None, a.special.any(axes))
+    return m.result(shadow, m.domain.sum(a.field, axes), (came,), degree_of_total(a.degree, count))
+
+
+@rule("reduce_prod")
+def _reduce_prod(m: Machine, parameters: Parameters, a: Value) -> Value:
+    for axis in sorted(parameters["axes"], reverse=True):
+        parts = [m.structural(lambda x, i=i, axis=axis: x.take(i, axis), a) for i in range(a.shape[axis])]
+        one = m.structural(lambda x, axis=axis: np.ones_like(x.sum(axis)), a)
+        a = one if a.field is None else _ones(m, one)
+        for part in parts:
+            a = m.exact(a.shadow * part.shadow) if a.field is None else mul(m, a, part)
+    return a
+
+
+def _ones(m: Machine, like: Value) -> Value:
+    return m.constant(np.ones(like.shape))
+
+
+def extreme(m: Machine, a: Value, axis: int, name: str) -> np.ndarray:
+    """Where the largest (or smallest) element lies along an axis, with that axis kept at size 1; the first of equals."""
+    key = a.shadow if name.endswith("max") else -a.shadow
+    key = np.where(np.isnan(key), np.inf, key)
+    at = np.argmax(key, axis)
+    at = np.expand_dims(at, axis)
+    if a.field is not None:
+        chosen = pick(m, a, at, axis)
+        m.watch_ties(name, chosen, a)
+        m.decide(name, np.arange(a.shape[axis]).reshape([-1 if i == axis else 1 for i in range(a.shadow.ndim)]) == at)
+    return at
+
+
+def pick(m: Machine, a: Value, at: np.ndarray, axis: int) -> Value:
+    """`take_along_axis`."""
+    n = a.shadow.ndim
+
+    def of(x: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - n)), axis)
+
+    return m.structural(of, a)
+
+
+def _enter_extreme(name: str) -> None:
+    @rule(name)
+    def reduced(m: Machine, parameters: Parameters, a: Value) -> Value:
+        axes = tuple(parameters["axes"])
+        if a.field is None:
+            return m.exact((np.max if name == "reduce_max" else np.min)(a.shadow, axes))
+        rest = [axis for axis in range(a.shadow.ndim) if axis not in axes]
+        shape = tuple(a.shape[axis] for axis in rest)
+        order, n = (*rest, *axes), a.shadow.ndim
+        rows = m.structural(
+            lambda x: x.transpose((*order, *range(n, x.ndim))).reshape((*shape, -1, *x.shape[n:])) if x.size else
+            x.reshape((*shape, int(np.prod([a.shape[i] for i in axes])), *x.shape[n:])), a)  # fmt: skip
+        if not rows.shape[-1]:
+            return m.constant(np.full(shape, -np.inf if name == "reduce_max" else np.inf))
+        at = extreme(m, rows, len(shape), name) if rows.shadow.size else np.zeros((*shape, 1), int)
+        picked = pick(m, rows, at, len(shape))
+        return m.structural(lambda x: x.squeeze(len(shape)), picked)
+
+
+_enter_extreme("reduce_max")
+_enter_extreme("reduce_min")
+
+
+def _enter_argument(name: str) -> None:
+    @rule(name)
+    def argument(m: Machine, parameters: Parameters, a: Value) -> Value:
+        (axis,) = parameters["axes"]
+        at = extreme(m, a, axis, name)
+        return m.exact(at.squeeze(axis).astype(parameters["index_dtype"]))
+
+
+_enter_argument("argmax")
+_enter_argument("argmin")
+
+
+def _enter_logical(name: str, of: Callable[..., Any]) -> None:
+    @rule(name)
+    def reduced(m: Machine, parameters: Parameters, a: Value) -> Value:
+        return m.exact(of.reduce(a.shadow, tuple(parameters["axes"])))  # type: ignore[attr-defined]
+
+
+for _name, _ufunc in (("reduce_or", np.bitwise_or), ("reduce_and", np.bitwise_and), ("reduce_xor", np.bitwise_xor)):
+    _enter_logical(_name, _ufunc)
+
+# --- running ones -----------------------------------------------------------------------------------------------------
+
+
+@rule("cumsum")
+def cumulative_sum(m: Machine, parameters: Parameters, a: Value) -> Value:
+    """Along one axis, from either end."""
+    axis = parameters["axis"]
+    if parameters["reverse"]:
+        flipped = m.structural(lambda x: np.flip(x, axis), a)
+        result = cumulative_sum(m, {**parameters, "reverse": False}, flipped)
+        return m.structural(lambda x: np.flip(x, axis), result)
+    if a.field is None:
+        return m.exact(a.shadow.cumsum(axis, dtype=a.shadow.dtype))
+    with np.errstate(invalid="ignore"):
+        shadow = a.shadow.cumsum(axis)
+    came = a if a.special is None else Value(shadow, None, np.logical_or.accumulate(a.special, axis))
+    degree = degree_of_total(a.degree, a.shape[axis])
+    return m.result(shadow, m.domain.cumulative_sum(a.field, axis), (came,), degree)
+
+
+@rule("cumlogsumexp")
+def _cumulative_logsumexp(m: Machine, parameters: Parameters, a: Value) -> Value:
+    return log(m, cumulative_sum(m, parameters, exp(m, a)))
+
+
+def _enter_running(name: str, combine: Callable[[Machine, Value, Value], Value]) -> None:
+    @rule(name)
+    def running(m: Machine, parameters: Parameters, a: Value) -> Value:
+        axis, steps = parameters["axis"], range(a.shape[parameters["axis"]])
+        if parameters["reverse"]:
+            steps = reversed(steps)
+        results: dict[int, Value] = {}
+        before: Value | None = None
+        for i in steps:
+            part = m.structural(lambda x, i=i: x.take(i, axis), a)
+            before = results[i] = part if before is None else combine(m, before, part)
+        parts = [results[i] for i in sorted(results)]
+        return m.structural(lambda *xs: np.stack(xs, axis), *parts) if parts else a
+
+
+def _larger_of(name: str) -> Callable[[Machine, Value, Value], Value]:
+    def combined(m: Machine, a: Value, b: Value) -> Value:
+        if a.field is None:
+            return m.exact((np.maximum if name == "max" else np.minimum)(a.shadow, b.shadow))
+        return larger(m, a, b, name)
+
+    return combined
+
+
+_enter_running("cummax", _larger_of("max"))
+_enter_running("cummin", _larger_of("min"))
+_enter_running("cumprod", lambda m, a, b: m.exact(a.shadow * b.shadow) if a.field is None else mul(m, a, b))
+
+
+@rule("sort")
+def _sort(m: Machine, parameters: Parameters, *operands: Value) -> list[Value]:
+    """All operands by the first ones' order; equal keys stay in order."""
+    axis, keys = parameters["dimension"], operands[: parameters["num_keys"]]
+    order = np.lexsort([k.shadow for k in reversed(keys)], axis)
+    results = [pick(m, a, order, axis) for a in operands]
+    for key in results[: len(keys)]:
+        if key.field is not None and key.shape[axis] > 1:
+            ends = [m.structural(lambda x, s=s: x[(slice(None),) * axis + (s,)], key) for s in (slice(1, None), slice(-1))]
+            m.watch_ties("sort", *ends)
+            m.decide("sort", order == np.arange(key.shape[axis]).reshape([-1 if i == axis else 1 for i in range(order.ndim)]))
+    return results
+

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxnorm.check._proof.elementwise import exp, larger, log, mul
-from jaxnorm.check._proof.machine import Machine, Undecided, Value, degree_of_total, is_exact
+from jaxnorm.check._proof.machine import Machine, Value, degree_of_total, is_exact
 from jaxnorm.check._proof.rules import rule
 
 Parameters = dict[str, Any]
@@ -35,8 +35,8 @@ def _same(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
 
 @rule("reshape")
 def _reshape(m: Machine, parameters: Parameters, a: Value) -> Value:
-    if parameters.get("dimensions") is not None:
-        raise Undecided("reshape with dimensions")
+    if (order := parameters.get("dimensions")) is not None:
+        a = _transpose(m, {"permutation": order}, a)
     n, sizes = a.shadow.ndim, tuple(parameters["new_sizes"])
     return m.structural(lambda x: x.reshape(sizes + x.shape[n:]), a)
 

@@ -133,8 +133,7 @@ def power(m: Machine, a: Value, exponent: Fraction) -> Value:
     if zero is not None and (zero & (a.shadow != 0)).any():
         raise Undecided("a power of what is 0 in exact arithmetic and not in floating point")
     made = zero if exponent < 0 and zero is not None and zero.any() else None
-    base = m.domain.inverse(a.field) if exponent < 0 else a.field
-    field = m.domain.power(base, abs(exponent))
+    field = m.domain.power(a.field, exponent)
     if exponent.denominator > 1 and a.degree == (0, 0):
         field = _rational_root(m, a, exponent, shadow, field)
     n, d = (a.degree[0] * abs(exponent.numerator), a.degree[1] * abs(exponent.numerator))
@@ -145,7 +144,7 @@ def _rational_root(m: Machine, a: Value, exponent: Fraction, shadow: np.ndarray,
     """The power of a constant, where it is rational after all: then its sign is known."""
     root = m.constant(np.where(np.isfinite(shadow), shadow, 1.0))
     one = Fraction(exponent.denominator)
-    base = m.domain.power(m.domain.inverse(a.field) if exponent < 0 else a.field, Fraction(abs(exponent.numerator)))
+    base = m.domain.power(a.field, Fraction(exponent.numerator))
     rational = m.fact(lambda: m.domain.are_equal(m.domain.power(root.field, one), base))
     return m.select(rational, root.field, field)
 

@@ -17,7 +17,7 @@ from jaxnorm.check._proof.machine import Facts, Machine, Undecided
 from jaxnorm.check._proof.problem import Problem, Program
 from jaxnorm.check._proof.residues import AllRoots, BadDraw, Field, Residues
 
-ROUNDS = 100
+PATIENCE = 80  # rounds of drawing without fewer bad roots than ever
 SURVEY = 48  # draws in which something that is no square by its form turns out to be none
 
 
@@ -55,11 +55,13 @@ def find_points(run: Run, domain: Residues, drawn: Field, unknowns: int) -> Fiel
         domain.stop_after = run.roots
         run.outputs(domain, drawn)
     influence, domain.stop_after = None, run.roots
-    for _ in range(ROUNDS):
+    fewest, since = np.inf, 0
+    while since < PATIENCE:
         bad = np.concatenate([~root.good for root in domain.roots]) if run.roots else np.zeros((0, domain.draws), bool)
         if not bad.any():
             domain.stop_after = None
             return drawn
+        fewest, since = (bad.sum(), 0) if bad.sum() < fewest else (fewest, since + 1)
         influence = influence_of(run, unknowns)[0] if influence is None else influence
         again = _drawn_again(influence, bad)
         drawn = tuple(np.where(again, n, d) for n, d in zip(domain.draw((unknowns,)), drawn, strict=True))

@@ -37,9 +37,10 @@ class Problem:
     arguments: int  # how many of them are arguments
 
     def unknowns(self, *, ties: bool) -> tuple[int, list[np.ndarray | None]]:
-        """How many unknowns there are, and for each input the unknown of each element, -1 where it is 0.
+        """How many unknowns there are, and for each input the unknown of each element, -1 where it is none.
 
-        Every number is an unknown of its own; with `ties` equal numbers of an argument are one, and 0 is 0.
+        Every number is an unknown of its own; with `ties` equal numbers of an argument are one, and integers are what
+        they are.
         """
         count, places = 0, []
         for i, shadow in enumerate(self.shadows):
@@ -48,7 +49,7 @@ class Problem:
             elif ties and i < self.arguments:
                 distinct, at = np.unique(shadow, return_inverse=True)
                 of = count + np.arange(len(distinct))
-                of[distinct == 0] = -1
+                of[distinct == np.round(distinct)] = -1
                 places.append(of[at].reshape(shadow.shape))
                 count += len(distinct)
             else:
@@ -63,8 +64,10 @@ class Problem:
             if at is None:
                 values.append(m.exact(shadow))
                 continue
-            special, zero = ~np.isfinite(shadow), (at < 0)[..., None]
-            field = tuple(np.where(zero, np.uint64(0), level[at]) if zero.any() else level[at] for level in drawn)
+            special, fixed = ~np.isfinite(shadow), at < 0
+            field = m.domain.each(lambda level, at=at: level[at], drawn)
+            if fixed.any():
+                field = m.select(fixed, m.constant(np.where(fixed & ~special, shadow, 0.0)).field, field)
             values.append(Value(shadow, field, special if special.any() else None, (1, 0)))
         return values
 

@@ -320,6 +320,12 @@ _enter_running("cummin", _larger_of("min"))
 _enter_running("cumprod", lambda m, a, b: m.exact(a.shadow * b.shadow) if a.field is None else mul(m, a, b))
 
 
+def _watch_neighbours(m: Machine, ranked: Value, axis: int, name: str) -> None:
+    before = (slice(None),) * axis
+    ends = [m.structural(lambda x, s=s: x[(*before, s)], ranked) for s in (slice(1, None), slice(-1))]
+    m.watch_ties(name, *ends)
+
+
 @rule("sort")
 def _sort(m: Machine, parameters: Parameters, *operands: Value) -> list[Value]:
     """All operands by the first ones' order; equal keys stay in order."""
@@ -328,8 +334,19 @@ def _sort(m: Machine, parameters: Parameters, *operands: Value) -> list[Value]:
     results = [pick(m, a, order, axis) for a in operands]
     for key in results[: len(keys)]:
         if key.field is not None and key.shape[axis] > 1:
-            ends = [m.structural(lambda x, s=s: x[(slice(None),) * axis + (s,)], key) for s in (slice(1, None), slice(-1))]
-            m.watch_ties("sort", *ends)
-            m.decide("sort", order == np.arange(key.shape[axis]).reshape([-1 if i == axis else 1 for i in range(order.ndim)]))
+            _watch_neighbours(m, key, axis, "sort")
+            m.decide("sort", np.diff(order, axis=axis) > 0)
     return results
 
+
+
+@rule("top_k")
+def _top_k(m: Machine, parameters: Parameters, a: Value) -> list[Value]:
+    """The largest along an axis, in order, and where they lie; equal ones in order."""
+    axis = parameters.get("axis", -1) % a.shadow.ndim
+    order = np.argsort(-a.shadow, axis, kind="stable")
+    if a.field is not None:
+        _watch_neighbours(m, pick(m, a, order, axis), axis, "top_k")
+        m.decide("top_k", np.diff(order, axis=axis) > 0)
+    at = order.take(np.arange(parameters["k"]), axis)
+    return [pick(m, a, at, axis), m.exact(at.astype(np.int32))]

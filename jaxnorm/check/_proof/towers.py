@@ -23,18 +23,23 @@ _WITNESSES = (2, 7, 61)  # enough for the test of Miller and Rabin below 4,759,1
 Tower = tuple[int, ...]
 
 
+def towers() -> Iterator[Tower]:
+    """The towers of primes below 2^32, the largest first."""
+    top = _TOP >> (LEVELS - 1)
+    start = top // _SQUARES * _SQUARES - 1
+    while tower := _next_tower(start):
+        yield tower
+        start = tower[-1] - _SQUARES
+
+
 @functools.cache
-def towers(count: int) -> tuple[Tower, ...]:
-    """The towers of the largest primes below 2^32, at most so many."""
-    return tuple(tower for _, tower in zip(range(count), _all(), strict=False))
-
-
-def _all() -> Iterator[Tower]:
-    lowest = _TOP >> (LEVELS - 1)
-    for bottom in range(lowest // _SQUARES * _SQUARES - 1, _SQUARES, -_SQUARES):
+def _next_tower(start: int) -> Tower | None:
+    """The first tower whose lowest prime is `start` or less."""
+    for bottom in range(start, _SQUARES, -_SQUARES):
         tower = tuple((bottom + 1 << i) - 1 for i in range(LEVELS - 1, -1, -1))
         if all(pow(2, p - 1, p) == 1 for p in reversed(tower)) and all(map(is_prime, tower)):
-            yield tower
+            return tower
+    return None
 
 
 def is_prime(n: int) -> bool:

@@ -8,10 +8,12 @@ differences of the function itself. `python -m jaxnorm check` does it to this li
 """
 
 from jaxnorm.check._cost import saved_bytes
+from jaxnorm.check._proof.report import Difference, Proof
+from jaxnorm.check._prove import prove
 from jaxnorm.check._report import Report, Row
 from jaxnorm.check._vjp import check_vjp
 
-__all__ = ["Report", "Row", "check_vjp", "saved_bytes"]
+__all__ = ["Difference", "Proof", "Report", "Row", "check_vjp", "prove", "saved_bytes"]
 
 
 def __dir__() -> list[str]:

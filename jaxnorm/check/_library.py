@@ -1,4 +1,4 @@
-"""The checker over this library's own functions: what its tests and its command line share."""
+"""The checker and the prover over this library's own functions: what its tests and its command line share."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax
 import jaxnorm
 from jaxnorm import reference
 from jaxnorm.check._cases import Case
+from jaxnorm.check._proof.report import Proof
+from jaxnorm.check._prove import prove
 from jaxnorm.check._report import Report
 from jaxnorm.check._vjp import check_vjp
 
@@ -21,3 +23,8 @@ def check_case(case: Case, **options: Any) -> Report:
             rounded_residuals=case.rounded_residuals,
             **options,
         )
+
+
+def prove_case(case: Case) -> Proof:
+    """`prove` of a case against its plain twin: values, cotangents, and the cotangents of those."""
+    return prove(case.function(jaxnorm), *case.args.values(), reference=case.function(reference), order=2)

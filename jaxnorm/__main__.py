@@ -20,7 +20,7 @@ import jax
 import jaxnorm
 from jaxnorm.check import Proof, Report
 from jaxnorm.check._cases import Case, all_cases
-from jaxnorm.check._library import check_case, prove_case
+from jaxnorm.check._library import check_case, prove_case, share_memory
 from jaxnorm.check._report import as_table
 
 
@@ -57,9 +57,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _prove(options: argparse.Namespace) -> int:
-    # Tracing and arithmetic hold Python's lock, so threads would not help. A fresh process has none of this one's.
-    count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _shares_memory) as pool:
+    with _processes(sum(len(_by_function()[name]) for name in options.names)) as pool:
         proofs, seconds = _over_cases(pool, prove_case, options.names)
     rows = [_proof_summary(name, list(of_name.values())) for name, of_name in proofs.items()]
     open_ = [f"{case}: {p}" for of_name in proofs.values() for case, p in of_name.items() if not p.holds]
@@ -71,9 +69,13 @@ def _prove(options: argparse.Namespace) -> int:
     return 1 if open_ else 0
 
 
-def _shares_memory() -> None:
-    """A process of several takes no more of a device's memory than it needs."""
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+def _processes(cases: int) -> Executor:
+    """For what holds Python's lock: a process for each processor, or this one where it is not worth while."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(processors, 8, cases // 4)
+    if count < 2:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), share_memory)
 
 
 def _over_cases(pool: Executor, of: Callable[[Case], Any], names: Sequence[str]) -> tuple[dict[str, Any], float]:

@@ -1,5 +1,6 @@
 """The checker and the prover over this library's own functions: what its tests and its command line share."""
 
+import os
 from typing import Any
 
 import jax
@@ -28,3 +29,8 @@ def check_case(case: Case, **options: Any) -> Report:
 def prove_case(case: Case) -> Proof:
     """`prove` of a case against its plain twin: values, cotangents, and the cotangents of those."""
     return prove(case.function(jaxnorm), *case.args.values(), reference=case.function(reference), order=2)
+
+
+def share_memory() -> None:
+    """Of several processes with one device none takes more of its memory than it needs. To be called first."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

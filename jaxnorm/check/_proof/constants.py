@@ -54,3 +54,16 @@ def _between(low: Fraction, high: Fraction) -> Fraction:
 def is_simple(fraction: Fraction) -> bool:
     """Whether somebody may have written this fraction."""
     return max(abs(fraction.numerator), fraction.denominator) < _SIMPLE
+
+
+def is_smooth(fraction: Fraction) -> bool:
+    """Whether a positive fraction has no prime factor above 11: it is a square modulo every prime of a tower."""
+    return _smooth(fraction.numerator * fraction.denominator)
+
+
+@functools.cache
+def _smooth(n: int) -> bool:
+    for p in (2, 3, 5, 7, 11):
+        while n % p == 0:
+            n //= p
+    return n == 1

@@ -92,19 +92,18 @@ class _Attempt:
         self._unknowns, self._places = problem.unknowns(ties=ties)
         self._drawn: Field = domain.draw((self._unknowns,))
         self._known: set[bytes] = set()  # what stands under even roots, and is known to be no square by its form
-        value = self._run(problem.value)
-        self._find(value)
+        self._find([self._run(problem.value)])
         self._reference = self._run(problem.reference)
         self._wanted = self._outputs(self._reference)
 
     def _run(self, program: Any, platform: str | None = None) -> Run:
         return Run(self._problem, program, self._places, platform)
 
-    def _find(self, run: Run) -> None:
-        """Points at which a program's roots exist; none is of a square."""
-        self._drawn = find_points(run, self._domain, self._drawn, self._unknowns)
-        if run.roots and not self._new_roots() <= self._known:
-            look_for_squares(run, self._domain, self._unknowns)
+    def _find(self, runs: list[Run]) -> None:
+        """Points at which the roots of programs exist; none in the last one is of a square by its form."""
+        self._drawn = find_points(runs, self._domain, self._drawn, self._unknowns)
+        if runs[-1].roots and not self._new_roots() <= self._known:
+            look_for_squares(runs[-1], self._domain, self._unknowns)
             self._known |= self._new_roots()
 
     def _new_roots(self) -> set[bytes]:
@@ -117,16 +116,14 @@ class _Attempt:
         }
 
     def _outputs(self, run: Run) -> list[Value]:
+        """A program's outputs, at points at which its roots and the reference's exist."""
         outputs = run.outputs(self._domain, self._drawn)
-        if not all(root.good.all() for root in self._domain.roots) or not self._new_roots() <= self._known:
-            before = self._drawn
-            self._find(run)
-            outputs = run.outputs(self._domain, self._drawn)
-            if self._drawn is not before and run is not self._reference:
-                self._wanted = self._reference.outputs(self._domain, self._drawn)
-                if not all(root.good.all() for root in self._domain.roots):
-                    raise Undecided("no points were found at which all roots and logarithms exist")
-        return outputs
+        if all(root.good.all() for root in self._domain.roots) and self._new_roots() <= self._known:
+            return outputs
+        self._find([self._reference] if run is self._reference else [self._reference, run])
+        if run is not self._reference:
+            self._wanted = self._reference.outputs(self._domain, self._drawn)
+        return run.outputs(self._domain, self._drawn)
 
     def outcome(self, platform: str | None) -> Outcome:
         """The function's program, as formulated for a platform, against the reference's."""

@@ -75,13 +75,13 @@ class Dependencies:
         np.bitwise_or.at(result, at, updates[0])
         return (result,)
 
-    def power(self, a: Field, exponent: Fraction) -> Field:
+    def power(self, a: Field, exponent: Fraction, *, squares: bool = False) -> Field:
         """The set itself."""
-        return self._root(a) if exponent.denominator % 2 == 0 else a
+        return self._root(a) if exponent.denominator % 2 == 0 and not squares else a
 
-    def log(self, a: Field) -> Field:
+    def log(self, a: Field, *, squares: bool = False) -> Field:
         """The set itself."""
-        return self._root(a)
+        return a if squares else self._root(a)
 
     def opaque(self, name: str, *arguments: Field) -> Field:
         """The union."""

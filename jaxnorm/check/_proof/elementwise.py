@@ -36,7 +36,10 @@ def sub(m: Machine, a: Value, b: Value) -> Value:
 
 def mul(m: Machine, a: Value, b: Value) -> Value:
     """a b."""
-    return m.result(a.shadow * b.shadow, m.domain.mul(a.field, b.field), (a, b), degree_of_product(a.degree, b.degree))
+    degree = degree_of_product(a.degree, b.degree)
+    product = m.result(a.shadow * b.shadow, m.domain.mul(a.field, b.field), (a, b), degree)
+    product.square = a.square and b.square
+    return product
 
 
 def neg(m: Machine, a: Value) -> Value:
@@ -54,7 +57,9 @@ def div(m: Machine, a: Value, b: Value) -> Value:
     field = m.domain.mul(a.field, m.domain.inverse(b.field))
     degree = degree_of_product(a.degree, b.degree[::-1])
     made = np.broadcast_to(zero & ~is_special(b), shadow.shape)
-    return m.result(shadow, field, (a, b), degree, made if made.any() else None)
+    quotient = m.result(shadow, field, (a, b), degree, made if made.any() else None)
+    quotient.square = a.square and b.square
+    return quotient
 
 
 def _zeros(m: Machine, a: Value) -> np.ndarray:
@@ -133,11 +138,13 @@ def power(m: Machine, a: Value, exponent: Fraction) -> Value:
     if zero is not None and (zero & (a.shadow != 0)).any():
         raise Undecided("a power of what is 0 in exact arithmetic and not in floating point")
     made = zero if exponent < 0 and zero is not None and zero.any() else None
-    field = m.domain.power(a.field, exponent)
+    field = m.domain.power(a.field, exponent, squares=a.square)
     if exponent.denominator > 1 and a.degree == (0, 0):
         field = _rational_root(m, a, exponent, shadow, field)
     n, d = (a.degree[0] * abs(exponent.numerator), a.degree[1] * abs(exponent.numerator))
-    return m.result(shadow, field, (a,), (n, d) if exponent >= 0 else (d, n), made)
+    result = m.result(shadow, field, (a,), (n, d) if exponent >= 0 else (d, n), made)
+    result.square = a.square or exponent.denominator % 2 == 0
+    return result
 
 
 def _rational_root(m: Machine, a: Value, exponent: Fraction, shadow: np.ndarray, field: Any) -> Any:
@@ -169,7 +176,9 @@ def exp(m: Machine, a: Value) -> Value:
     with np.errstate(over="ignore"):
         shadow = np.exp(a.shadow)
     size = max(sum(a.degree), 1)
-    return m.result(shadow, m.domain.exp(a.field), (a,), (size, size) if any(a.degree) else (0, 0))
+    result = m.result(shadow, m.domain.exp(a.field), (a,), (size, size) if any(a.degree) else (0, 0))
+    result.square = result.special is None
+    return result
 
 
 def log(m: Machine, a: Value) -> Value:
@@ -186,12 +195,12 @@ def log(m: Machine, a: Value) -> Value:
         assert not settled.any()
         one = m.number(1)
         a = Value(np.where(a.special, 1.0, a.shadow), m.select(a.special, one.field, a.field), a.special, a.degree)
-    return m.result(shadow, m.domain.log(a.field), (Value(shadow, None, a.special),), (max(sum(a.degree), 1), 0))
+    return m.result(shadow, m.domain.log(a.field, squares=a.square), (Value(shadow, None, a.special),), (max(sum(a.degree), 1), 0))
 
 
 def _accurate(value: Value, shadow: np.ndarray) -> Value:
     """The same value with a shadow that was computed more directly."""
-    return Value(np.asarray(shadow), value.field, value.special, value.degree)
+    return Value(np.asarray(shadow), value.field, value.special, value.degree, value.square)
 
 
 def _tanh(m: Machine, a: Value) -> Value:

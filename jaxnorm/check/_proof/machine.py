@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnorm.check._proof.constants import is_simple, read
+from jaxnorm.check._proof.constants import is_simple, is_smooth, read
 from jaxnorm.check._proof.residues import Field, Residues
 
 Degree = tuple[int, int]  # of a rational function: its numerator's and its denominator's
@@ -30,6 +30,7 @@ class Value:
     field: Field | None = None  # None for integers and booleans
     special: np.ndarray | None = None  # where the shadow is infinite or NaN, and the value has no residue; None: nowhere
     degree: Degree = (0, 0)
+    square: bool = False  # whether it is positive and a square by its form, as exponentials and roots are
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,7 +94,7 @@ class Machine:
 
     def constant(self, array: np.ndarray, dtype: Any = None) -> Value:
         """A constant of a program, which stands for a simple number that rounds to it."""
-        name = np.dtype(dtype or array.dtype).name
+        name = "float64" if is_exact(dtype or array.dtype) else np.dtype(dtype or array.dtype).name
         shadow = np.asarray(array).astype(np.float64)
         distinct, where = np.unique(shadow, return_inverse=True)
         fractions = [read(v, name) if np.isfinite(v) else read(0.0, name) for v in distinct.tolist()]
@@ -102,7 +103,8 @@ class Machine:
                 text = f"{value!r} = {fraction}" if is_simple(fraction) else f"{value!r} (no simple fraction)"
                 self.facts.constants.setdefault(text)
         special = ~np.isfinite(shadow)
-        return Value(shadow, self.domain.constant(fractions, where.reshape(shadow.shape)), _any(special))
+        square = all(f > 0 and is_smooth(f) for f in fractions)
+        return Value(shadow, self.domain.constant(fractions, where.reshape(shadow.shape)), _any(special), square=square)
 
     def as_float(self, value: Value) -> Value:
         """An integer or boolean array as a float."""
@@ -126,7 +128,7 @@ class Machine:
         if any(v.special is not None for v in values):
             special = _any(of(*(np.zeros(v.shape, bool) if v.special is None else v.special for v in values)))
         field = self.domain.each(of, *self.same_draws(fields) if len(values) > 1 else fields)
-        return Value(shadow, field, special, _largest(*(v.degree for v in values)))
+        return Value(shadow, field, special, _largest(*(v.degree for v in values)), all(v.square for v in values))
 
     def same_draws(self, fields: Sequence[Any]) -> list[Field]:
         """The fields with axes of draws of one size."""

@@ -45,30 +45,33 @@ class Run:
         self.facts, self.roots = facts, len(domain.roots)
         return results
 
+    def bad_roots(self, domain: Residues, drawn: Field) -> np.ndarray:
+        """Of each element of each root, in order, the draws in which it does not exist."""
+        if self.facts is not None:
+            domain.stop_after = self.roots
+        if self.facts is None or self.roots:
+            self.outputs(domain, drawn)
+        domain.stop_after = None
+        return np.concatenate([np.zeros((0, domain.draws), bool), *(~root.good for root in domain.roots)])
 
-def find_points(run: Run, domain: Residues, drawn: Field, unknowns: int) -> Field:
-    """Changes what was drawn until every root of a program exists."""
-    domain.stop_after = None
-    if run.facts is None:
-        run.outputs(domain, drawn)
-    else:
-        domain.stop_after = run.roots
-        run.outputs(domain, drawn)
-    influence, domain.stop_after = None, run.roots
-    fewest, since = np.inf, 0
+
+def find_points(runs: list[Run], domain: Residues, drawn: Field, unknowns: int) -> Field:
+    """Changes what was drawn until every root of these programs exists."""
+    influence, fewest, since = None, np.inf, 0
     while since < PATIENCE:
-        bad = np.concatenate([~root.good for root in domain.roots]) if run.roots else np.zeros((0, domain.draws), bool)
+        try:
+            bad = np.concatenate([run.bad_roots(domain, drawn) for run in runs])
+        except BadDraw:
+            if influence is None:  # no accident: it is the same at every point
+                raise
+            since, bad = since + 1, np.ones((len(influence), domain.draws), bool)
         if not bad.any():
-            domain.stop_after = None
             return drawn
         fewest, since = (bad.sum(), 0) if bad.sum() < fewest else (fewest, since + 1)
-        influence = influence_of(run, unknowns)[0] if influence is None else influence
+        if influence is None:
+            influence = np.concatenate([influence_of(run, unknowns)[0] for run in runs if run.roots])
         again = _drawn_again(influence, bad)
         drawn = tuple(np.where(again, n, d) for n, d in zip(domain.draw((unknowns,)), drawn, strict=True))
-        try:
-            run.outputs(domain, drawn)
-        except BadDraw:
-            continue
     raise Undecided("no points were found at which all roots and logarithms exist")
 
 

@@ -143,10 +143,13 @@ class Residues:
 
     # --- roots, exponentials and opaque functions ---
 
-    def power(self, a: Field, exponent: Fraction) -> Field:
-        """a to a constant power; even roots are the roots that are squares, which stand for the positive ones."""
+    def power(self, a: Field, exponent: Fraction, *, squares: bool = False) -> Field:
+        """a to a constant power; even roots are the roots that are squares, which stand for the positive ones.
+
+        `squares` says that there are nothing but squares in a.
+        """
         even = exponent.denominator % 2 == 0
-        if even:
+        if even and not squares:
             self._needs_squares(a, even=True)
 
         def raised(p: int, a: np.ndarray) -> np.ndarray:
@@ -165,9 +168,10 @@ class Residues:
             levels.append(None if below is None else power_of_four(p, _mul((p - 1) // 2, below, self._scale(i))))
         return _known(tuple(levels))
 
-    def log(self, a: Field) -> Field:
-        """The exponent of a level's base, modulo the next prime."""
-        self._needs_squares(a, even=False)
+    def log(self, a: Field, *, squares: bool = False) -> Field:
+        """The exponent of a level's base, modulo the next prime; of nothing but squares, if so said."""
+        if not squares:
+            self._needs_squares(a, even=False)
         levels: list[Level] = [None]
         for i, p in enumerate(self.primes[:-1]):
             level, q = a[i], (p - 1) // 2

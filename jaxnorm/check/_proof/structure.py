@@ -66,6 +66,12 @@ def _broadcast(m: Machine, parameters: Parameters, a: Value, *sizes: Value) -> V
     return m.structural(of, a)
 
 
+@rule("tile")
+def _tile(m: Machine, parameters: Parameters, a: Value) -> Value:
+    times = tuple(parameters["reps"])
+    return m.structural(lambda x: np.tile(x, times + (1,) * (x.ndim - len(times))), a)
+
+
 @rule("rev")
 def _rev(m: Machine, parameters: Parameters, a: Value) -> Value:
     return m.structural(lambda x: np.flip(x, tuple(parameters["dimensions"])), a)

@@ -72,7 +72,11 @@ def test_dir_offers_public_names_alone():
         == sorted([*WANTED, "BatchStats", "check", "reference", "__version__"])
     )
     assert dir(reference) == sorted(reference.__all__) == sorted([*WANTED, "BatchStats"])
-    assert dir(check) == sorted(check.__all__) == ["Difference", "Proof", "Report", "Row", "check_vjp", "prove", "saved_bytes"]
+    assert (
+        dir(check)
+        == sorted(check.__all__)
+        == ["Difference", "Proof", "Report", "Row", "check_vjp", "prove", "saved_bytes"]
+    )
     assert jn.__version__ == version("jaxnorm")
     every = "import jaxnorm; print(*(type(getattr(jaxnorm, name)).__name__ for name in dir(jaxnorm)))"
     kinds = subprocess.run([sys.executable, "-c", every], check=True, capture_output=True, text=True).stdout.split()

@@ -79,7 +79,10 @@ def test_exponentials_logarithms_and_roots_obey_their_laws():
         (domain.exp(domain.add(x, y)), domain.mul(u, domain.exp(y))),
         (domain.log(domain.mul(u, domain.exp(y))), domain.add(x, y)),
         (domain.exp(domain.log(u)), u),
-        (domain.power(u, Fraction(3, 2)), domain.exp(domain.mul(x, domain.constant([Fraction(3, 2)], np.zeros(3, int))))),
+        (
+            domain.power(u, Fraction(3, 2)),
+            domain.exp(domain.mul(x, domain.constant([Fraction(3, 2)], np.zeros(3, int)))),
+        ),
         (domain.power(domain.power(x, Fraction(1, 3)), Fraction(3)), x),
         (domain.mul(x, domain.inverse(x)), domain.integers(np.ones(3, int))),
     )
@@ -126,13 +129,17 @@ PROGRAMS = {
     "while": lambda x: lax.while_loop(lambda c: jnp.sum(c) < 50, lambda c: c * c + 1, x),
     "cond": lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x),
     "switch": lambda x: lax.switch(7, [jnp.tan, jnp.exp, jnp.tanh], x),
-    "functions": lambda x: jnp.log1p(x * x) + jnp.expm1(x) + jax.nn.sigmoid(x) + jnp.exp2(x) + jnp.cbrt(x) + jnp.cosh(x),
+    "functions": lambda x: (
+        jnp.log1p(x * x) + jnp.expm1(x) + jax.nn.sigmoid(x) + jnp.exp2(x) + jnp.cbrt(x) + jnp.cosh(x)
+    ),
     "roundings": lambda x: jnp.floor(x) + jnp.round(2 * x) + jnp.sign(x) + x.astype(int) % 2 + jnp.isfinite(x),
     "powers": lambda x: jnp.abs(x) ** 1.5 + x**-3 + jnp.abs(x) ** x + lax.rsqrt(x * x + 1),
     "reductions": lambda x: jnp.prod(x, 0) + jnp.max(x, 0) - jnp.min(x, (0, 1)) + jnp.var(x) + jnp.any(x > 1, 0),
     "moves": lambda x: jnp.roll(jnp.flip(jnp.stack(jnp.split(x.T, 2)), 1), 1, 2) + jnp.tile(x[0, :2, None], 3),
     "clamp": lambda x: jnp.clip(x, -0.5, x.T.reshape(3, 4)),
-    "infinities": lambda x: jnp.nan_to_num(jnp.log(x) / jnp.where(x > 0, x, 0)) + jnp.exp(jnp.where(x > 0, x, -jnp.inf)),
+    "infinities": lambda x: (
+        jnp.nan_to_num(jnp.log(x) / jnp.where(x > 0, x, 0)) + jnp.exp(jnp.where(x > 0, x, -jnp.inf))
+    ),
     "slices": lambda x: lax.dynamic_update_slice(x, lax.dynamic_slice(x, (9, 1), (1, 2)), (0, -1)),
 }
 
@@ -203,7 +210,9 @@ def test_second_derivatives_are_proven_and_wrong_ones_refuted():
     assert proof.holds is False and proof.difference and proof.difference.output == "second cotangent of x"
 
 
-E = st.deferred(lambda: st.sampled_from([("x",), ("y",), ("1",), ("2",), ("0.3",)]) | st.tuples(st.sampled_from("+-*/"), E, E))
+E = st.deferred(
+    lambda: st.sampled_from([("x",), ("y",), ("1",), ("2",), ("0.3",)]) | st.tuples(st.sampled_from("+-*/"), E, E)
+)
 UNARY = {"exp": jnp.exp, "tanh": jnp.tanh, "log": lambda v: jnp.log(v * v + 1), "sqrt": lambda v: jnp.sqrt(v * v + 2)}
 E = E | st.tuples(st.sampled_from(sorted(UNARY)), st.sampled_from([("x",), ("y",)]))
 
@@ -212,11 +221,13 @@ def value_of(expression: Any, x: Any, y: Any) -> Any:
     """An expression as written."""
     op, *parts = expression
     if not parts:
-        return {"x": x, "y": y}.get(op) if op in "xy" else float(op)
+        return {"x": x, "y": y}[op] if op in "xy" else jnp.full(x.shape, float(op))
     a, *b = (value_of(part, x, y) for part in parts)
     if op in UNARY:
         return UNARY[op](a)
-    return {"+": lambda: a + b[0], "-": lambda: a - b[0], "*": lambda: a * b[0], "/": lambda: a / (b[0] * b[0] + 1)}[op]()
+    return {"+": lambda: a + b[0], "-": lambda: a - b[0], "*": lambda: a * b[0], "/": lambda: a / (b[0] * b[0] + 1)}[
+        op
+    ]()
 
 
 def rewritten(expression: Any, x: Any, y: Any) -> Any:
@@ -237,7 +248,7 @@ def rewritten(expression: Any, x: Any, y: Any) -> Any:
     }[op]()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(E)
 def test_random_identities_are_proven(expression: Any):
     x, y = normal(2, seed=4), normal(2, seed=5)
@@ -374,7 +385,9 @@ def test_what_has_no_exact_meaning_is_named_and_undecided(fun: Any, same: Any, n
 def test_ties_are_a_branch_of_their_own():
     x = np.array([[0.0, -1.5, 0.0], [2.0, 0.7, 0.7]])
     assert prove(jn.relu, x, reference=reference.relu).holds
-    half = custom(lambda x: jnp.maximum(x, 0), lambda x: (jnp.maximum(x, 0), x), lambda x, g: (jnp.where(x >= 0, g, 0),))
+    half = custom(
+        lambda x: jnp.maximum(x, 0), lambda x: (jnp.maximum(x, 0), x), lambda x, g: (jnp.where(x >= 0, g, 0),)
+    )
     assert prove(half, x + 0.1, reference=reference.relu).holds  # the fault is at 0 alone
     proof = prove(half, x, reference=reference.relu)
     assert proof.holds is False and proof.difference and proof.difference.index == (0, 0)

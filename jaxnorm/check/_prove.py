@@ -95,4 +95,6 @@ def _proof(name: str, outcomes: list[Outcome]) -> Proof:
     worst = min(outcomes, key=lambda o: (o.holds is not False, o.holds is not None, -o.error))
     assumptions = dict.fromkeys(text for outcome in outcomes for text in outcome.assumptions)
     platforms = tuple(o.platform or "others" for o in outcomes) if len(outcomes) > 1 else ()
-    return Proof(name, worst.holds, worst.error, worst.branch, worst.difference, worst.reason, tuple(assumptions), platforms)
+    return Proof(
+        name, worst.holds, worst.error, worst.branch, worst.difference, worst.reason, tuple(assumptions), platforms
+    )

@@ -38,7 +38,9 @@ def run(m: Machine, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Va
     def value_of(atom: Any) -> Value:
         return literal(m, atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
 
-    known.update(zip(jaxpr.constvars, (literal(m, c, v.aval.dtype) for c, v in zip(constants, jaxpr.constvars)), strict=True))
+    known.update(
+        zip(jaxpr.constvars, (literal(m, c, v.aval.dtype) for c, v in zip(constants, jaxpr.constvars)), strict=True)
+    )
     known.update(zip(jaxpr.invars, arguments, strict=True))
     for equation in _needed(jaxpr):
         name = equation.primitive.name

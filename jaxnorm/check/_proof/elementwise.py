@@ -195,7 +195,9 @@ def log(m: Machine, a: Value) -> Value:
         assert not settled.any()
         one = m.number(1)
         a = Value(np.where(a.special, 1.0, a.shadow), m.select(a.special, one.field, a.field), a.special, a.degree)
-    return m.result(shadow, m.domain.log(a.field, squares=a.square), (Value(shadow, None, a.special),), (max(sum(a.degree), 1), 0))
+    return m.result(
+        shadow, m.domain.log(a.field, squares=a.square), (Value(shadow, None, a.special),), (max(sum(a.degree), 1), 0)
+    )
 
 
 def _accurate(value: Value, shadow: np.ndarray) -> Value:

@@ -13,7 +13,7 @@ Parameters = dict[str, Any]
 
 
 def _mode(parameters: Parameters) -> str:
-    """"clip", "fill" or "promise"."""
+    """ "clip", "fill" or "promise"."""
     return str(parameters["mode"]).lower().rsplit(".", 1)[-1].split("_")[0]
 
 
@@ -69,9 +69,7 @@ def _gather(m: Machine, parameters: Parameters, a: Value, starts: Value) -> Valu
     windows = [axis for axis in range(a.shadow.ndim) if axis not in gone]
     paired = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
     spots, mode = list(numbers.offset_dims), _mode(parameters)
-    flat, fits = _places(
-        a.shape, sizes, starts.shadow, tuple(numbers.start_index_map), paired, windows, spots, mode
-    )
+    flat, fits = _places(a.shape, sizes, starts.shadow, tuple(numbers.start_index_map), paired, windows, spots, mode)
     batch = iter(starts.shape[:-1])
     extents = {spot: sizes[axis] for spot, axis in zip(spots, windows, strict=True)}
     rank = starts.shadow.ndim - 1 + len(spots)

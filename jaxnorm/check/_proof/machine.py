@@ -28,7 +28,9 @@ class Value:
 
     shadow: np.ndarray
     field: Field | None = None  # None for integers and booleans
-    special: np.ndarray | None = None  # where the shadow is infinite or NaN, and the value has no residue; None: nowhere
+    special: np.ndarray | None = (
+        None  # where the shadow is infinite or NaN, and the value has no residue; None: nowhere
+    )
     degree: Degree = (0, 0)
     square: bool = False  # whether it is positive and a square by its form, as exponentials and roots are
 
@@ -137,11 +139,18 @@ class Machine:
             draws = max(a.shape[-1] for a in level)
             return [np.broadcast_to(a, (*a.shape[:-1], draws)) for a in level]
 
-        levels = [widened(*level) if all(a is not None for a in level) else [None] * len(level) for level in zip(*fields)]
+        levels = [
+            widened(*level) if all(a is not None for a in level) else [None] * len(level) for level in zip(*fields)
+        ]
         return [tuple(level[i] for level in levels) for i in range(len(fields))]
 
     def result(
-        self, shadow: np.ndarray, field: Field, operands: Sequence[Value], degree: Degree, made: np.ndarray | None = None
+        self,
+        shadow: np.ndarray,
+        field: Field,
+        operands: Sequence[Value],
+        degree: Degree,
+        made: np.ndarray | None = None,
     ) -> Value:
         """A value of an operation. Of a special operand it is what the shadow says: special again, or a number.
 

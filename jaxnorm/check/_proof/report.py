@@ -63,6 +63,8 @@ class Proof:
             lines = [f"{self.name}: proven; a wrong one passes with a chance below {self.error:.1g}"]
         else:
             lines = [f"{self.name}: does not hold", f"  {self.difference}"]
+            if any("no simple fraction" in text for text in self.assumptions):
+                lines.append("  (a constant without a simple fraction may have been rounded more than once by Python)")
         if self.platforms:
             lines.append(f"  formulations: {', '.join(self.platforms)}")
         lines += [f"  assuming: {text}" for text in self.assumptions]

@@ -196,7 +196,11 @@ class Residues:
         return self._scales[level] % np.uint64(q - 1) + np.uint64(1)
 
     def _needs_squares(self, a: Field, *, even: bool) -> None:
-        levels = [(p, level.reshape(-1, level.shape[-1])) for p, level in zip(self.primes, a, strict=True) if level is not None]
+        levels = [
+            (p, level.reshape(-1, level.shape[-1]))
+            for p, level in zip(self.primes, a, strict=True)
+            if level is not None
+        ]
         good = np.all([_power(p, level, (p - 1) // 2) <= 1 for p, level in levels], 0)
         constant = np.all([(level == level[:, :1]).all(-1) for _, level in levels], 0)
         if not good[constant].all():

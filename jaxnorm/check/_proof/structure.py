@@ -345,7 +345,6 @@ def _sort(m: Machine, parameters: Parameters, *operands: Value) -> list[Value]:
     return results
 
 
-
 @rule("top_k")
 def _top_k(m: Machine, parameters: Parameters, a: Value) -> list[Value]:
     """The largest along an axis, in order, and where they lie; equal ones in order."""

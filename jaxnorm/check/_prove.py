@@ -24,12 +24,12 @@ def prove(
     """Proves that a function and its cotangents are those of a reference, in exact arithmetic.
 
     Both programs, `fun` with its custom VJP and `reference` with JAX's autodiff, are run over residues modulo primes
-    instead of floating-point numbers, at random points. On the branch that the arguments lie in, that is as long as every
-    comparison has the outcome that it has for them, both are made of rational functions, roots, exponentials and
+    instead of floating-point numbers, at random points. On the branch that the arguments lie in, that is as long as
+    every comparison has the outcome that it has for them, both are made of rational functions, roots, exponentials and
     logarithms. Two such expressions that differ agree at a random point with a chance of no more than their degree over
     the size of a prime; agreement at several points is a proof, up to the chance `error`. No tolerance is involved: a
-    rule that is wrong by a factor of 1 + 1e-13 does not pass. What is proven is proven for these shapes and this branch,
-    for every value of the arguments, of the incoming cotangents, and (`order` 2) of the cotangents of the outgoing ones.
+    rule that is wrong by a factor of 1 + 1e-13 does not pass. What is proven is proven for these shapes and this
+    branch, for every value of the arguments and of the incoming cotangents, and with `order=2` of theirs.
 
     It rests on these assumptions, of which those that matter are listed in the proof:
 
@@ -37,8 +37,8 @@ def prove(
     - A constant that is lost in rounding wherever it is added is left out.
     - Functions without an exact meaning here (sine, the error function) are equal for equal arguments; a relation that
       holds among them otherwise is not known. If it would be needed, the proof is undecided.
-    - Exponentials of different exponents, and logarithms without a multiplicative relation, are as independent as random
-      numbers. For exponents that are linear in the arguments that is a theorem.
+    - Exponentials of different exponents, and logarithms without a multiplicative relation, are as independent as
+      random numbers. For exponents that are linear in the arguments that is a theorem.
     - Rounding to another dtype changes nothing.
 
     Args:

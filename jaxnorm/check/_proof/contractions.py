@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxnorm.check._proof.elementwise import choose
 from jaxnorm.check._proof.machine import Machine, Undecided, Value, degree_of_product, degree_of_total
+from jaxnorm.check._proof.order import choose
+from jaxnorm.check._proof.reductions import extreme, pick, total
 from jaxnorm.check._proof.rules import rule
-from jaxnorm.check._proof.structure import extreme, pick, total
 
 Parameters = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """Running a jaxpr: equations in turn, calls, loops, choices."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxnorm.check._proof import contractions, indexing, structure
+from jaxnorm.check._proof import contractions, elementwise, indexing, reductions, structure
 from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact
 from jaxnorm.check._proof.rules import RULES, rule
 
@@ -28,7 +28,7 @@ _CALLS = (
     "custom_vmap_call",
     "custom_lin",
 )
-_MODULES = (contractions, indexing, structure)  # each fills the table of rules
+_MODULES = (contractions, elementwise, indexing, reductions, structure)  # each fills the table of rules
 
 
 def run(m: Machine, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
@@ -36,11 +36,10 @@ def run(m: Machine, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Va
     known: dict[Any, Value] = {}
 
     def value_of(atom: Any) -> Value:
-        return literal(m, atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
+        return literal(m, atom.val, atom.aval) if isinstance(atom, core.Literal) else known[atom]
 
-    known.update(
-        zip(jaxpr.constvars, (literal(m, c, v.aval.dtype) for c, v in zip(constants, jaxpr.constvars)), strict=True)
-    )
+    for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+        known[variable] = literal(m, constant, variable.aval)
     known.update(zip(jaxpr.invars, arguments, strict=True))
     for equation in _needed(jaxpr):
         name = equation.primitive.name
@@ -76,8 +75,9 @@ def _apply(m: Machine, name: str, equation: Any, values: list[Value]) -> list[Va
     return results if isinstance(results, list) else [results]
 
 
-def literal(m: Machine, value: Any, dtype: Any) -> Value:
+def literal(m: Machine, value: Any, aval: Any) -> Value:
     """A constant of a program."""
+    dtype = aval.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype).kind == "c":
         raise Undecided(f"a constant of dtype {dtype}")
     array = np.asarray(value)
@@ -155,6 +155,3 @@ def platforms(jaxpr: Any) -> set[str]:
                 if hasattr(body, "eqns"):
                     found |= platforms(body)
     return found
-
-
-Runner = Callable[[Machine], list[Value]]

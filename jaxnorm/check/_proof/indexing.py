@@ -4,16 +4,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxnorm.check._proof.arithmetic import mul
 from jaxnorm.check._proof.contractions import added_at, reshaped
-from jaxnorm.check._proof.elementwise import choose, larger, mul
 from jaxnorm.check._proof.machine import Machine, Undecided, Value
+from jaxnorm.check._proof.order import choose, larger
 from jaxnorm.check._proof.rules import rule
 
 Parameters = dict[str, Any]
 
 
 def _mode(parameters: Parameters) -> str:
-    """ "clip", "fill" or "promise"."""
+    """What happens out of bounds: clip, fill or promise."""
     return str(parameters["mode"]).lower().rsplit(".", 1)[-1].split("_")[0]
 
 
@@ -29,8 +30,8 @@ def _places(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The flat place in an array of `shape` of each element of the windows, and whether its window fits.
 
-    `sizes` are the windows', `paired` the array's axes that go along with an axis of `starts`, `window_axes` the axes of
-    the array along which windows extend, and `spots` the axes of the result for these; its other axes are those of
+    `sizes` are the windows', `paired` the array's axes that go along with an axis of `starts`, `window_axes` the axes
+    of the array along which windows extend, and `spots` the axes of the result for these; its other axes are those of
     `starts` but the last.
     """
     rank = starts.ndim - 1 + len(spots)
@@ -90,7 +91,7 @@ def _blank(m: Machine, a: Value, shape: tuple[int, ...], parameters: Parameters)
         return m.constant(np.full(shape, np.nan if fill is None else fill))
     dtype = a.shadow.dtype
     if fill is None:
-        fill = True if dtype == bool else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+        fill = True if dtype.kind == "b" else np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
     return m.exact(np.full(shape, fill, dtype))
 
 

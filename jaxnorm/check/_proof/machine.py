@@ -1,8 +1,8 @@
 """Values that are exact and floating-point at once, and what a run of programs over them has in common.
 
-A float is carried as a field of residues, which says what it is in exact arithmetic, and as a float64 array, its shadow,
-which decides what depends on order: comparisons, maxima, signs. Infinities and NaN have no residue; they are special.
-Integers and booleans are NumPy arrays and no more.
+A float is carried as a field of residues, which says what it is in exact arithmetic, and as a float64 array, its
+shadow, which decides what depends on order: comparisons, maxima, signs. Infinities and NaN have no residue; they are
+special. Integers and booleans are NumPy arrays and no more.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxnorm.check._proof.constants import is_simple, is_smooth, read
-from jaxnorm.check._proof.residues import Field, Residues
+from jaxnorm.check._proof.residues import Field
 
 Degree = tuple[int, int]  # of a rational function: its numerator's and its denominator's
 
@@ -27,7 +27,7 @@ class Value:
     """One array of a program."""
 
     shadow: np.ndarray
-    field: Field | None = None  # None for integers and booleans
+    field: Any = None  # a `Field`; None for integers and booleans
     special: np.ndarray | None = (
         None  # where the shadow is infinite or NaN, and the value has no residue; None: nowhere
     )
@@ -139,9 +139,8 @@ class Machine:
             draws = max(a.shape[-1] for a in level)
             return [np.broadcast_to(a, (*a.shape[:-1], draws)) for a in level]
 
-        levels = [
-            widened(*level) if all(a is not None for a in level) else [None] * len(level) for level in zip(*fields)
-        ]
+        known = [level if all(a is not None for a in level) else None for level in zip(*fields, strict=True)]
+        levels = [[None] * len(fields) if level is None else widened(*level) for level in known]
         return [tuple(level[i] for level in levels) for i in range(len(fields))]
 
     def result(
@@ -230,6 +229,3 @@ def degree_of_total(a: Degree, count: int) -> Degree:
 def degree_of_product(a: Degree, b: Degree) -> Degree:
     """Of a b."""
     return a[0] + b[0], a[1] + b[1]
-
-
-__all__ = ["Degree", "Facts", "Machine", "Residues", "Undecided", "Value"]

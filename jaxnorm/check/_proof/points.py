@@ -1,10 +1,10 @@
 """Points at which every root and logarithm exists: its argument is a square modulo every prime.
 
-Half of all numbers are squares. So an unknown is drawn anew, in each draw apart, as long as something that depends on it
-is none; unknowns on which nothing else depends come first. That leaves the chance of an accidental agreement what it is:
-for a root s of u, what is linear in s over rational functions is 0 only where a nonzero polynomial of at most twice the
-degree is, unless u is a square of a rational function. That would be told by u being a square at every point: it is
-looked for at points that are not chosen.
+Half of all numbers are squares. So an unknown is drawn anew, in each draw apart, as long as something that depends on
+it is none; unknowns on which nothing else depends come first. For a root s of u, what is linear in s over rational
+functions, a + b s, is 0 only where the polynomial a^2 - b^2 u is, whose degree is about twice as high, and half of the
+points are left out: so a root counts four times in the chance of error. That polynomial may be 0 itself if u is a
+square of a rational function. Then u is a square at every point, which is looked for at points that are not chosen.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def influence_of(run: Run, unknowns: int) -> tuple[np.ndarray, list[int]]:
 
 
 def _drawn_again(influence: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """Of each unknown and draw, whether to draw it again: for each bad root those on which the fewest good ones depend."""
+    """Of each unknown and draw, whether to draw it again: for a bad root those on which the fewest good ones depend."""
     harm = influence.T.astype(np.int64) @ (~bad).astype(np.int64)  # (unknowns, draws): good roots that depend on it
     again = np.zeros(harm.shape, bool)
     for root, draw in zip(*np.nonzero(bad), strict=True):

@@ -84,17 +84,20 @@ def problem_of(
     layout, leaves = flatten(fun, args, argnums)
     if any(not isinstance(leaf, np.ndarray) for leaf in leaves):
         raise Undecided("a random key")
-    names, theirs = output_names(fun, layout, leaves), output_names(reference, layout, leaves)
-    shapes = [jax.eval_shape(layout.flat(f), leaves) for f in (fun, reference)]
-    ours, wanted = ([[s.shape for s in part] for part in of] for of in shapes)
-    if ours != wanted:
-        raise ValueError(f"reference must return arrays like fun's, {names} of shapes {ours}, got {theirs}, {wanted}")
-    g = [rng.normal(size=s.shape).astype(s.dtype) for s in shapes[0][0]]
+    names = output_names(fun, layout, leaves)
+    structs, wanted = (jax.eval_shape(layout.flat(f), leaves) for f in (fun, reference))
+    if (got := _shapes(structs)) != _shapes(wanted):
+        raise ValueError(f"reference must return arrays of fun's shapes, {got}, got {_shapes(wanted)}")
+    g = [rng.normal(size=s.shape).astype(s.dtype) for s in structs[0]]
     h = [rng.normal(size=leaves[i].shape) for i in layout.moving] if order > 1 else []
-    programs = [Program(jax.make_jaxpr(_whole(layout, f, order))(leaves, g, h)) for f in (fun, reference)]
+    ours, theirs = (Program(jax.make_jaxpr(_whole(layout, f, order))(leaves, g, h)) for f in (fun, reference))
     value = Program(jax.make_jaxpr(lambda leaves, g, h: layout.flat(reference)(leaves)[0])(leaves, g, h))
     wide = [a.astype(np.float64) if is_float(a) else a for a in (*leaves, *g, *h)]
-    return Problem(_names(layout, names, order), *programs, value, wide, len(leaves))
+    return Problem(_names(layout, names, order), ours, theirs, value, wide, len(leaves))
+
+
+def _shapes(structs: Any) -> list[list[tuple[int, ...]]]:
+    return [[s.shape for s in part] for part in structs]
 
 
 def _whole(layout: Layout, fun: Callable[..., Any], order: int) -> Callable[..., Any]:

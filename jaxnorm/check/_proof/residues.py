@@ -16,7 +16,7 @@ import numpy as np
 from jaxnorm.check._proof.logarithms import discrete_logarithm, power_of_four
 from jaxnorm.check._proof.towers import Tower
 
-Level = np.ndarray | None
+Level = Any  # an array, or None
 Field = tuple[Level, ...]
 _LIMB = np.uint64(16)  # bits
 
@@ -75,11 +75,13 @@ class Residues:
 
     def each(self, of: Callable[..., Any], *fields: Field) -> Field:
         """`of` the arrays of each level."""
-        return _known(tuple(None if any(a is None for a in level) else of(*level) for level in zip(*fields)))
+        return _known(
+            tuple(None if any(a is None for a in level) else of(*level) for level in zip(*fields, strict=True))
+        )
 
     def with_prime(self, of: Callable[..., Any], *fields: Field) -> Field:
         """`of` each prime and the arrays of its level."""
-        levels = zip(self.primes, *fields)
+        levels = zip(self.primes, *fields, strict=True)
         return _known(tuple(None if any(a is None for a in arrays) else of(p, *arrays) for p, *arrays in levels))
 
     # --- arithmetic ---

@@ -1,4 +1,4 @@
-"""The table of what each primitive means: `rule(machine, parameters, *values)`, filled by the modules beside this one."""
+"""The table of what each primitive means: `rule(machine, parameters, *values)`. The modules beside this one fill it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,15 +1,15 @@
 """Towers of primes, in each of which the exponentials of one level are powers modulo the level above.
 
-A tower is P_0 > P_1 > ... > P_k with P_i = 2 P_{i+1} + 1. The squares modulo P_i are a cyclic group of P_{i+1} elements,
-so w^x, for a square w other than 1, depends on x modulo P_{i+1} alone, and every square is such a power of w. What a
-program computes is carried modulo every prime of the tower: then
+A tower is P_0 > P_1 > ... > P_k with P_i = 2 P_{i+1} + 1. The squares modulo P_i are a cyclic group of P_{i+1}
+elements, so w^x, for a square w other than 1, depends on x modulo P_{i+1} alone, and every square is such a power of w.
+What a program computes is carried modulo every prime of the tower: then
 
     exp(x) modulo P_i is w^x, from x modulo P_{i+1}        log(u) modulo P_{i+1} is the power of w that u modulo P_i is
 
 and exp(x + y) = exp(x) exp(y), log(u v) = log(u) + log(v), exp(log(u)) = u, log(exp(x)) = x hold, as for real numbers.
-Of u and -u exactly one is a square modulo P_i. If every prime of a tower is -1 modulo 8 and modulo 3, 5, 7 and 11, these
-numbers are squares modulo all of them, by quadratic reciprocity: then the root of a number without larger prime factors
-that is a square itself is its positive one, as sqrt(4) = 2 and sqrt(6) = sqrt(2) sqrt(3).
+Of u and -u exactly one is a square modulo P_i. If every prime of a tower is -1 modulo 8 and modulo 3, 5, 7 and 11,
+these numbers are squares modulo all of them, by quadratic reciprocity: then the root of a number without larger prime
+factors that is a square itself is its positive one, as sqrt(4) = 2 and sqrt(6) = sqrt(2) sqrt(3).
 """
 
 import functools

@@ -92,6 +92,7 @@ class _Attempt:
         self._unknowns, self._places = problem.unknowns(ties=ties)
         self._drawn: Field = domain.draw((self._unknowns,))
         self._known: set[bytes] = set()  # what stands under even roots, and is known to be no square by its form
+        self._squares: set[bytes] = set()  # whatever has to be a square
         self._find([self._run(problem.value)])
         self._reference = self._run(problem.reference)
         self._wanted = self._outputs(self._reference)
@@ -118,12 +119,21 @@ class _Attempt:
     def _outputs(self, run: Run) -> list[Value]:
         """A program's outputs, at points at which its roots and the reference's exist."""
         outputs = run.outputs(self._domain, self._drawn)
-        if all(root.good.all() for root in self._domain.roots) and self._new_roots() <= self._known:
+        if self._all_exist() and self._new_roots() <= self._known:
             return outputs
         self._find([self._reference] if run is self._reference else [self._reference, run])
         if run is not self._reference:
             self._wanted = self._reference.outputs(self._domain, self._drawn)
-        return run.outputs(self._domain, self._drawn)
+        run.facts = None  # what they say of a root is right only where it exists
+        outputs = run.outputs(self._domain, self._drawn)
+        if not self._all_exist():
+            raise Undecided("no points were found at which all roots and logarithms exist")
+        return outputs
+
+    def _all_exist(self) -> bool:
+        roots = self._domain.roots
+        self._squares.update(row.tobytes() for root in roots for row in root.arguments[~root.constant])
+        return all(root.good.all() for root in roots)
 
     def outcome(self, platform: str | None) -> Outcome:
         """The function's program, as formulated for a platform, against the reference's."""
@@ -175,7 +185,7 @@ class _Attempt:
         for a, b in zip(got, self._wanted, strict=True):
             degree = max(degree, a.degree[0] + b.degree[1], b.degree[0] + a.degree[1])
         smallest = min(self._prime(a, b) for a, b in zip(got, self._wanted, strict=True))
-        return min(1.0, degree * (4 * len(self._known) + 1) / smallest) ** self._domain.draws
+        return min(1.0, degree * (4 * len(self._squares) + 1) / smallest) ** self._domain.draws
 
     def _prime(self, a: Value, b: Value) -> int:
         """The largest prime by which both are known."""

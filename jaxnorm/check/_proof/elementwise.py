@@ -11,7 +11,7 @@ import numpy as np
 from jaxnorm.check._proof.arithmetic import add, div, exp, log, mul, neg, power, sub, with_shadow
 from jaxnorm.check._proof.constants import read
 from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact, is_special
-from jaxnorm.check._proof.order import absolute, clamp, larger, sign, step
+from jaxnorm.check._proof.order import absolute, clamp, larger, near_edges, sign, step
 from jaxnorm.check._proof.rules import rule
 
 # --- integers, and what is entered for both ---------------------------------------------------------------------------
@@ -183,9 +183,9 @@ def _convert(m: Machine, parameters: dict[str, Any], a: Value) -> Value:
         return m.as_float(a)
     if a.field is None:
         return m.exact(a.shadow.astype(dtype))
-    m.facts.others.setdefault("conversions to integers are constant near the arguments")
-    with np.errstate(invalid="ignore"):
-        return m.exact((a.shadow != 0) if np.dtype(dtype) == bool else a.shadow.astype(dtype))
+    if np.dtype(dtype).kind == "b":
+        return m.exact(~m.watch_ties("convert_element_type", a, m.number(0)))
+    return m.exact(near_edges(m, a, "convert_element_type").astype(dtype))
 
 
 _FLOATS: dict[str, Callable[..., Value]] = {

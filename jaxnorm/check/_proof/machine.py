@@ -6,7 +6,6 @@ special. Integers and booleans are NumPy arrays and no more.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,13 +55,6 @@ class Facts:
         self.lost: dict[str, None] = {}  # that were lost in rounding, and are left out
         self.opaque: dict[str, None] = {}
         self.others: dict[str, None] = {}  # further assumptions
-
-    def branch(self) -> str:
-        """A digest of all decisions."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, decided in self.decisions:
-            digest.update(name.encode() + np.packbits(decided).tobytes())
-        return digest.hexdigest()
 
 
 class Machine:

@@ -79,13 +79,19 @@ def _select_n(m: Machine, parameters: dict[str, Any], which: Value, *cases: Valu
     return result
 
 
+def near_edges(m: Machine, a: Value, name: str, edges: float = 0.0) -> np.ndarray:
+    """The shadow for a function that jumps at the integers, or beside them by `edges`: exact where a value is there."""
+    nearest = np.round(a.shadow - edges) + edges
+    equal = m.watch_ties(name, a, m.constant(nearest))
+    m.facts.others.setdefault("roundings to integers are constant near the arguments")
+    return np.where(equal, nearest, a.shadow)
+
+
 def step(of: Callable[..., Any]) -> Callable[[Machine, Value], Value]:
-    """A function that is constant on the branch."""
+    """A function to the integers."""
 
     def applied(m: Machine, a: Value) -> Value:
-        shadow = of(a.shadow)
-        m.facts.others.setdefault("roundings to integers and signs are constant near the arguments")
-        return m.constant(shadow)
+        return m.constant(of(near_edges(m, a, of.__name__)))
 
     return applied
 
@@ -97,7 +103,9 @@ def sign(m: Machine, a: Value) -> Value:
 
 @rule("round")
 def _round(m: Machine, parameters: dict[str, Any], a: Value) -> Value:
-    return step(np.round)(m, a)
+    x = near_edges(m, a, "round", 0.5)
+    to_even = "EVEN" in str(parameters["rounding_method"])
+    return m.constant(np.round(x) if to_even else np.sign(x) * np.floor(np.abs(x) + 0.5))
 
 
 for _name, _comparison in _COMPARISONS.items():

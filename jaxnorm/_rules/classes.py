@@ -24,10 +24,10 @@ def keep(values: jax.Array, mask: jax.Array | None) -> jax.Array:
     return values if mask is None else jnp.where(mask, values, 0)
 
 
-def class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array | float:
+def class_count(mask: jax.Array | None, dtype: Any, shape: tuple[int, ...], axis: int) -> jax.Array:
     """n: how many classes of each row are not masked, at least 1."""
     if mask is None:
-        return float(max(shape[axis], 1))
+        return jnp.full((1,) * len(shape), max(shape[axis], 1), dtype)
     spread = shape[axis] if mask.shape[axis] == 1 else 1
     return jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True, dtype=dtype) * spread, 1)
 

@@ -11,12 +11,27 @@ from jaxnorm.check import strategies
 from jaxnorm.check._cost import saved_bytes
 from jaxnorm.check._jvp import check_jvp
 from jaxnorm.check._mesh import check_mesh
+from jaxnorm.check._proof.report import Difference, Proof
+from jaxnorm.check._prove import prove
 from jaxnorm.check._report import Report, Row
 from jaxnorm.check._rule import rule
 from jaxnorm.check._search import search
 from jaxnorm.check._vjp import check_vjp
 
-__all__ = ["Report", "Row", "check_jvp", "check_mesh", "check_vjp", "rule", "saved_bytes", "search", "strategies"]
+__all__ = [
+    "Difference",
+    "Proof",
+    "Report",
+    "Row",
+    "check_jvp",
+    "check_mesh",
+    "check_vjp",
+    "prove",
+    "rule",
+    "saved_bytes",
+    "search",
+    "strategies",
+]
 
 
 def __dir__() -> list[str]:

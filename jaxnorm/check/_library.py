@@ -1,5 +1,6 @@
-"""The checker over this library's own functions: what its tests and its command line share."""
+"""The checker and the prover over this library's own functions: what its tests and its command line share."""
 
+import os
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import jaxnorm
 from jaxnorm import reference
 from jaxnorm.check._cases import Case
 from jaxnorm.check._derivative import CHECKS
+from jaxnorm.check._proof.report import Proof
+from jaxnorm.check._prove import prove
 from jaxnorm.check._report import Report
 from jaxnorm.check._vjp import check_vjp
 
@@ -35,3 +38,13 @@ def check_case(case: Case, **options: Any) -> Report:
             rounded_residuals=case.rounded_residuals,
             **options,
         )
+
+
+def prove_case(case: Case) -> Proof:
+    """`prove` of a case against its plain twin: values, cotangents, and the cotangents of those."""
+    return prove(case.function(jaxnorm), *case.args.values(), reference=case.function(reference), order=2)
+
+
+def share_memory() -> None:
+    """Of several processes with one device none takes more of its memory than it needs. To be called first."""
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

@@ -1,0 +1,157 @@
+"""Running a jaxpr: equations in turn, calls, loops, choices."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxnorm.check._proof import contractions, elementwise, indexing, reductions, structure
+from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact
+from jaxnorm.check._proof.rules import RULES, rule
+
+Parameters = dict[str, Any]
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+_CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "custom_vmap_call",
+    "custom_lin",
+)
+_MODULES = (contractions, elementwise, indexing, reductions, structure)  # each fills the table of rules
+
+
+def run(m: Machine, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
+    """The outputs of an open jaxpr for these arguments."""
+    known: dict[Any, Value] = {}
+
+    def value_of(atom: Any) -> Value:
+        return literal(m, atom.val, atom.aval) if isinstance(atom, core.Literal) else known[atom]
+
+    for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+        known[variable] = literal(m, constant, variable.aval)
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for equation in _needed(jaxpr):
+        name = equation.primitive.name
+        results = _apply(m, name, equation, [value_of(atom) for atom in equation.invars])
+        for variable, result in zip(equation.outvars, results, strict=True):
+            known[variable] = result
+    return [value_of(atom) for atom in jaxpr.outvars]
+
+
+def _needed(jaxpr: Any) -> Iterator[Any]:
+    """The equations that the outputs need."""
+    wanted = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects:
+            raise Undecided(f"{equation.primitive.name}, which has an effect")
+        if any(v in wanted for v in equation.outvars):
+            kept.append(equation)
+            wanted.update(v for v in equation.invars if isinstance(v, core.Var))
+    return reversed(kept)
+
+
+def _apply(m: Machine, name: str, equation: Any, values: list[Value]) -> list[Value]:
+    if name not in RULES:
+        raise Undecided(name)
+    parameters = equation.params
+    if name in ("add", "sub", "add_any"):
+        parameters = {"literals": tuple(isinstance(atom, core.Literal) for atom in equation.invars)}
+    elif name.startswith("scatter"):
+        parameters = {**parameters, "primitive": name}
+    with np.errstate(all="ignore"):
+        results = RULES[name](m, parameters, *values)
+    return results if isinstance(results, list) else [results]
+
+
+def literal(m: Machine, value: Any, aval: Any) -> Value:
+    """A constant of a program."""
+    dtype = aval.dtype
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype).kind == "c":
+        raise Undecided(f"a constant of dtype {dtype}")
+    array = np.asarray(value)
+    return m.exact(array.astype(dtype)) if is_exact(dtype) else m.constant(array, dtype)
+
+
+def closed(m: Machine, body: Any, values: Sequence[Value]) -> list[Value]:
+    """Runs an open or closed jaxpr."""
+    return run(m, body.jaxpr, body.consts, values) if isinstance(body, core.ClosedJaxpr) else run(m, body, (), values)
+
+
+@rule(*_CALLS)
+def _call(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
+    return closed(m, next(parameters[key] for key in _BODIES if key in parameters), values)
+
+
+@rule("platform_index")
+def _platform_index(m: Machine, parameters: Parameters) -> Value:
+    """The first choice that names the platform of this run, or that is for all others."""
+    choices = parameters["platforms"]
+    at = next(i for i, names in enumerate(choices) if names is None or m.platform in names)
+    return m.exact(np.asarray(at, np.int32))
+
+
+@rule("cond")
+def _cond(m: Machine, parameters: Parameters, which: Value, *values: Value) -> list[Value]:
+    branches = parameters["branches"]
+    at = min(max(int(which.shadow), 0), len(branches) - 1)
+    return closed(m, branches[at], values)
+
+
+@rule("while")
+def _while(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
+    n, k = parameters["cond_nconsts"], parameters["body_nconsts"]
+    for_cond, for_body, carry = values[:n], values[n : n + k], list(values[n + k :])
+    while bool(closed(m, parameters["cond_jaxpr"], [*for_cond, *carry])[0].shadow):
+        carry = closed(m, parameters["body_jaxpr"], [*for_body, *carry])
+    return carry
+
+
+@rule("scan")
+def _scan(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
+    """Step by step; the outputs of the steps are stacked."""
+    n, k, length = parameters["num_consts"], parameters["num_carry"], parameters["length"]
+    constants, carry, over = values[:n], list(values[n : n + k]), values[n + k :]
+    steps: list[list[Value]] = []
+    order = range(length)
+    for i in reversed(order) if parameters["reverse"] else order:
+        slices = [m.structural(lambda x, i=i: x[i], a) for a in over]
+        results = closed(m, parameters["jaxpr"], [*constants, *carry, *slices])
+        carry = results[:k]
+        steps.append(results[k:])
+    if parameters["reverse"]:
+        steps.reverse()
+    outputs = parameters["jaxpr"].out_avals[k:]
+    return carry + [_stacked(m, [step[j] for step in steps], aval) for j, aval in enumerate(outputs)]
+
+
+def _stacked(m: Machine, parts: list[Value], aval: Any) -> Value:
+    if parts:
+        return m.structural(lambda *xs: np.stack(xs), *parts)
+    empty = np.zeros((0, *aval.shape))
+    return m.exact(empty.astype(aval.dtype)) if is_exact(aval.dtype) else m.constant(empty)
+
+
+def platforms(jaxpr: Any) -> set[str]:
+    """All platforms that a program names anywhere."""
+    found: set[str] = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "platform_index":
+            found.update(name for names in equation.params["platforms"] if names is not None for name in names)
+        for parameter in equation.params.values():
+            for body in parameter if isinstance(parameter, list | tuple) else (parameter,):
+                body = getattr(body, "jaxpr", body)
+                if hasattr(body, "eqns"):
+                    found |= platforms(body)
+    return found

@@ -1,0 +1,116 @@
+"""Points at which every root and logarithm exists: its argument is a square modulo every prime.
+
+Half of all numbers are squares. So an unknown is drawn anew, in each draw apart, as long as something that depends on
+it is none; unknowns on which nothing else depends come first. For a root s of u, what is linear in s over rational
+functions, a + b s, is 0 only where the polynomial a^2 - b^2 u is, whose degree is about twice as high, and half of the
+points are left out: so a root counts four times in the chance of error. That polynomial may be 0 itself if u is a
+square of a rational function. Then u is a square at every point, which is looked for at points that are not chosen.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxnorm.check._proof.dependencies import Dependencies
+from jaxnorm.check._proof.machine import Facts, Machine, Undecided
+from jaxnorm.check._proof.problem import Problem, Program
+from jaxnorm.check._proof.residues import AllRoots, BadDraw, Field, Residues
+
+PATIENCE = 80  # rounds of drawing without fewer bad roots than ever
+SURVEY = 48  # draws in which something that is no square by its form turns out to be none
+
+
+@dataclasses.dataclass
+class Run:
+    """One program at some points."""
+
+    problem: Problem
+    program: Program
+    places: list[Any]
+    platform: str | None
+    facts: Facts | None = None  # of its first run
+    roots: int = 0  # how many operations need squares
+
+    def outputs(self, domain: Any, drawn: Field) -> Any:
+        """Its outputs; None if it stops after the last root. The first run decides all facts."""
+        replay = self.facts is not None
+        facts = self.facts or Facts()
+        m = Machine(domain, self.platform, facts, replay=replay)
+        domain.roots.clear()
+        try:
+            results = self.program.run(m, self.problem.inputs(m, drawn, self.places))
+        except AllRoots:
+            return None
+        self.facts, self.roots = facts, len(domain.roots)
+        return results
+
+    def bad_roots(self, domain: Residues, drawn: Field) -> np.ndarray:
+        """Of each element of each root, in order, the draws in which it does not exist."""
+        if self.facts is not None:
+            domain.stop_after = self.roots
+        if self.facts is None or self.roots:
+            self.outputs(domain, drawn)
+        domain.stop_after = None
+        return np.concatenate([np.zeros((0, domain.draws), bool), *(~root.good for root in domain.roots)])
+
+
+def find_points(runs: list[Run], domain: Residues, drawn: Field, unknowns: int) -> Field:
+    """Changes what was drawn until every root of these programs exists."""
+    influence, fewest, since = None, np.inf, 0
+    while since < PATIENCE:
+        try:
+            bad = np.concatenate([run.bad_roots(domain, drawn) for run in runs])
+        except BadDraw:
+            if influence is None:  # no accident: it is the same at every point
+                raise
+            since, bad = since + 1, np.ones((len(influence), domain.draws), bool)
+        if not bad.any():
+            return drawn
+        fewest, since = (bad.sum(), 0) if bad.sum() < fewest else (fewest, since + 1)
+        if influence is None:
+            influence = np.concatenate([influence_of(run, unknowns)[0] for run in runs if run.roots])
+        again = _drawn_again(influence, bad)
+        drawn = tuple(np.where(again, n, d) for n, d in zip(domain.draw((unknowns,)), drawn, strict=True))
+    raise Undecided("no points were found at which all roots and logarithms exist")
+
+
+def influence_of(run: Run, unknowns: int) -> tuple[np.ndarray, list[int]]:
+    """Of each element of each root, in order: on which unknowns it depends; and which root it belongs to."""
+    domain = Dependencies(unknowns, run.roots)
+    run.outputs(domain, domain.draw((unknowns,)))
+    words = np.concatenate(domain.roots)
+    bits = words[:, :, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
+    owner = [i for i, root in enumerate(domain.roots) for _ in range(len(root))]
+    return bits.reshape(len(words), -1)[:, :unknowns].astype(bool), owner
+
+
+def _drawn_again(influence: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Of each unknown and draw, whether to draw it again: for a bad root those on which the fewest good ones depend."""
+    harm = influence.T.astype(np.int64) @ (~bad).astype(np.int64)  # (unknowns, draws): good roots that depend on it
+    again = np.zeros(harm.shape, bool)
+    for root, draw in zip(*np.nonzero(bad), strict=True):
+        of = np.flatnonzero(influence[root])
+        if len(of):
+            again[of[harm[of, draw] == harm[of, draw].min()], draw] = True
+    return again
+
+
+def look_for_squares(run: Run, domain: Residues, unknowns: int) -> None:
+    """Raises Undecided if what stands under an even root of a program may be a square by its form."""
+    survey = Residues(domain.tower, len(domain.primes), SURVEY, domain.rng)
+    survey.stop_after = run.roots
+    run.outputs(survey, survey.draw((unknowns,)))
+    influence, owners = influence_of(run, unknowns)
+    owner = np.array(owners)
+    arguments, good = (np.concatenate([getattr(r, key) for r in survey.roots]) for key in ("arguments", "good"))
+    open_ = np.concatenate([~r.constant & r.even for r in survey.roots])
+    refuted: dict[bytes, bool] = {}
+    for i in np.flatnonzero(open_):
+        if (key := arguments[i].tobytes()) not in refuted:
+            before = (owner < owner[i]) & ~(influence & ~influence[i]).any(1)
+            before &= (arguments != arguments[i]).any(1)
+            clean = good[before].all(0)  # roots on which this one may depend exist
+            refuted[key] = bool((clean & ~good[i]).any())
+    if not all(refuted.values()):
+        raise Undecided("an even root of what is a square, whose sign is not known")

@@ -98,8 +98,24 @@ def test_extreme_logits():
         np.testing.assert_allclose(gradient[5:], [[-1, 1, 0]] * 2)
 
 
+def test_maxima_that_jump_from_block_to_block():
+    """In float32, by more than an exponential can follow; the divergence is the composed form's of float64."""
+    rng = np.random.default_rng(0)
+    s, t = (jnp.asarray(rng.normal(size=(20, 9)) * 200, jnp.float32) for _ in range(2))
+    wide = [np.asarray(l, np.float64) for l in (s, t)]
+    log_q, log_p = (np.asarray(jax.nn.log_softmax(l)) for l in wide)
+
+    def of_row(s, t):
+        hidden, kernel = jnp.zeros(1, s.dtype), jnp.zeros((1, 9), s.dtype)
+        return jn.linear_softmax_kl_divergence(hidden, kernel, hidden, kernel, s, t, block_size=1)
+
+    kl, gradient = jax.jit(jax.vmap(jax.value_and_grad(of_row)))(s, t)
+    np.testing.assert_allclose(kl, (np.exp(log_p) * (log_p - log_q)).sum(-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, np.exp(log_q) - np.exp(log_p), atol=1e-5)
+
+
 def test_it_is_never_negative():
-    x = normal(200, 50, dtype=jnp.float32)
+    x = jnp.round(256 * normal(200, 50, dtype=jnp.float32)) / 256  # so that 8 more is not rounded
     near = x + 1e-7 * normal(200, 50, seed=1, dtype=jnp.float32)
     assert (of_logits(near, x) >= 0).all() and not of_logits(x, x).any() and not of_logits(x + 8, x).any()
 

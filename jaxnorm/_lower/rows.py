@@ -289,5 +289,6 @@ def _over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, in
     """The full blocks in a scan, then the remainder as a narrower one: no column is padded or counted twice."""
     count = columns // width
     starts = width * jnp.arange(count, dtype=jnp.int32)
-    sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)
+    if count:
+        sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)
     return add(sums, count * width, columns - count * width) if columns % width else sums

@@ -14,7 +14,7 @@ Block by block, with w_j = exp(t_j - c), P = sum_j w_j and F = sum_j w_j phi(u_j
 and F by the factor exp(c - c') and m by (a - a') - (c - c'). Then what was summed is one term more, as if all its
 classes were one of weight P and difference m, by phi(v + d) = exp(d) phi(v) + phi(d) + (exp(d) - 1) v:
 
-    P' = P + P of the block        m' = m + sum over the block of w_j (u_j - m) / P'                                 (2)
+    P' = P + P of the block        m' = (P m + sum over the block of w_j u_j) / P'                                   (2)
     F' = F exp(m - m') + P phi(m - m') + sum over the block of w_j phi(u_j - m')                                     (3)
 
 A class that the student prefers by far would overflow in F. So F is kept times exp(-r), where
@@ -133,49 +133,53 @@ def no_columns(inputs: Inputs) -> Sums:
     return Sums(Maxima(nothing, nothing), zeros, zeros, zeros)
 
 
-def add_block(rows: Rows, sums: Sums, block: Block) -> Sums:
-    """One step of (2) to (4)."""
-    here = Maxima(rows.largest(_itself, block.t), rows.largest(_itself, block.s))
-    old = rescaled(sums, Maxima(*map(jnp.maximum, sums.maxima, here)))
-    logits = block.t, block.s, *map(finite, old.maxima)
-    total = old.total + rows.alone(_weights, block.t, logits[2])  # (2)
-    step = rows.alone(_deviations, *logits, old.mean)
-    moved = about_mean(old, old.mean + step * reciprocal(total))  # (2)
-    of_block = rows.alone(_excesses, *logits, moved.mean, moved.scale)
-    return moved._replace(total=total, excess=moved.excess + of_block)  # (3)
+class Seen(NamedTuple):
+    """What was summed, as one class: with other maxima, (N, 1)."""
+
+    maxima: Maxima
+    weight: jax.Array  # P exp(c - c')
+    log_weight: jax.Array  # its logarithm, where it is not 0
+    difference: jax.Array  # m + (a - a') - (c - c')
+    change: jax.Array  # of the exponents in F by the maxima
 
 
-def rescaled(sums: Sums, maxima: Maxima) -> Sums:
+def seen(sums: Sums, maxima: Maxima) -> Seen:
     """The sums for other maxima."""
     maxima = lax.stop_gradient(maxima)
     of_t, of_s = (finite(old) - finite(new) for old, new in zip(sums.maxima, maxima, strict=True))
-    seen = (sums.maxima.t != -jnp.inf) & (sums.maxima.s != -jnp.inf)
-    moved = sums._replace(maxima=maxima, mean=jnp.where(seen, sums.mean + (of_s - of_t), 0))
-    total = sums.total * jnp.exp(jnp.minimum(of_t, 0))
-    growth = _growth((of_s + (sums.mean - moved.mean)) + (sums.scale - moved.scale))
-    return moved._replace(total=total, excess=sums.excess * growth)
+    has_mean = (sums.maxima.t != -jnp.inf) & (sums.maxima.s != -jnp.inf)
+    of_t = jnp.minimum(of_t, 0)  # 0 before the first block
+    log_weight = jnp.log(jnp.where(sums.total == 0, 1, sums.total)) + of_t
+    difference = jnp.where(has_mean, sums.mean + (of_s - of_t), 0)
+    return Seen(maxima, sums.total * jnp.exp(of_t), log_weight, difference, of_s)
 
 
-def about_mean(sums: Sums, mean: jax.Array) -> Sums:
-    """The sums for m' in place of m: the first two terms of (3)."""
-    moved, empty = sums._replace(mean=mean), sums.total == 0
-    step, log_total = sums.mean - mean, jnp.log(jnp.where(empty, 1, sums.total))
-    of_mean = excess(sums.total, jnp.where(empty, 0, step), log_total + (step - moved.scale), moved.scale)
-    growth = _growth((sums.mean + sums.scale) - (moved.mean + moved.scale))
-    return moved._replace(excess=sums.excess * growth + of_mean)  # (3)
+def excess_seen(sums: Sums, old: Seen, moved: Sums) -> jax.Array:
+    """F exp(-r) for another mean and other maxima: the first two terms of (3)."""
+    step, scale = jnp.where(sums.total == 0, 0, old.difference - moved.mean), moved.scale
+    growth = old.change + ((sums.mean + sums.scale) - (moved.mean + scale))
+    growth = jnp.minimum(growth, 60)  # only that of a sum which is 0 could overflow
+    return sums.excess * jnp.exp(growth) + excess(old.weight, step, old.log_weight + (step - scale), scale)  # (3)
 
 
-def _growth(exponent: jax.Array) -> jax.Array:
-    """The factor of F. Only that of a sum which is 0 could overflow, and is held back."""
-    return jnp.exp(jnp.minimum(exponent, 60))
+def add_block(rows: Rows, sums: Sums, block: Block) -> Sums:
+    """One step of (2) to (4)."""
+    here = Maxima(rows.largest(_itself, block.t), rows.largest(_itself, block.s))
+    old = seen(sums, Maxima(*map(jnp.maximum, sums.maxima, here)))
+    logits = block.t, block.s, *map(finite, old.maxima)
+    total = old.weight + rows.alone(_weights, block.t, logits[2])  # (2)
+    mean = (times(old.weight, old.difference) + rows.alone(_weighted, *logits)) * reciprocal(total)  # (2)
+    moved = Sums(old.maxima, total, mean, sums.excess)
+    of_block = rows.alone(_excesses, *logits, mean, moved.scale)
+    return moved._replace(excess=excess_seen(sums, old, moved) + of_block)  # (3)
 
 
 def over_devices(sums: Sums, axis_name: AxisName) -> Sums:
     """The sums over all devices' columns."""
-    sums = rescaled(sums, Maxima(*lax.pmax(lax.stop_gradient(jnp.stack(sums.maxima)), axis_name)))
-    total, weighted = lax.psum(jnp.stack([sums.total, sums.total * sums.mean]), axis_name)
-    moved = about_mean(sums, weighted * reciprocal(total))
-    return moved._replace(total=total, excess=lax.psum(moved.excess, axis_name))
+    old = seen(sums, Maxima(*lax.pmax(lax.stop_gradient(jnp.stack(sums.maxima)), axis_name)))
+    total, weighted = lax.psum(jnp.stack([old.weight, times(old.weight, old.difference)]), axis_name)
+    moved = Sums(old.maxima, total, weighted * reciprocal(total), sums.excess)
+    return moved._replace(excess=lax.psum(excess_seen(sums, old, moved), axis_name))
 
 
 def log_ratio(sums: Sums) -> jax.Array:
@@ -203,9 +207,9 @@ def _differences(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array) -> jax.
     return jnp.where(excluded, 0, (s - a) - (jnp.where(excluded, 0, t) - c))
 
 
-def _deviations(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array, mean: jax.Array) -> jax.Array:
-    """w_j (u_j - m), without a class that the student excludes, whose term in F is infinite already."""
-    return jnp.where(s == -jnp.inf, 0, times(_weights(t, c), _differences(t, s, c, a) - mean))
+def _weighted(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array) -> jax.Array:
+    """w_j u_j, without a class that the student excludes, whose term in F is infinite already."""
+    return jnp.where(s == -jnp.inf, 0, times(_weights(t, c), _differences(t, s, c, a)))
 
 
 def _excesses(t: jax.Array, s: jax.Array, c: jax.Array, a: jax.Array, mean: jax.Array, scale: jax.Array) -> jax.Array:

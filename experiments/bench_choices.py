@@ -152,12 +152,11 @@ def conv(part: str, x: Shape, kernel: Shape, transposed: bool = False, **options
     return Measured(name, functools.partial(function, **options), part, (x, kernel))
 
 
-def mapped(x: Shape, kernel: Shape, axes: tuple[int | None, int | None] = (None, 0)) -> Measured:
-    """The forward pass under vmap: over kernels, or over inputs."""
+def mapped(x: Shape, kernel: Shape) -> Measured:
+    """The forward pass under vmap over kernels."""
     groups = x[-1] // kernel[-2]
-    function = jax.vmap(functools.partial(jn.conv, feature_group_count=groups), axes)
-    over = "inputs" if axes[1] is None else "kernels"
-    return Measured(f"vmap of conv over {over}, groups {groups}", function, "forward", (x, kernel))
+    function = jax.vmap(functools.partial(jn.conv, feature_group_count=groups), (None, 0))
+    return Measured(f"vmap of conv over kernels, groups {groups}", function, "forward", (x, kernel))
 
 
 def norm(kind: str, x: Shape, part: str = "both") -> Measured:
@@ -276,10 +275,6 @@ CHOICES: list[Choice] = [
         choice, "_CONVOLVE", ("all kernels at once", IN_TURN),
         dataclasses.replace(CONVOLVE, batches=lambda geometry, kernel: False),
         mapped(IMAGES, (4, 3, 3, 1, 64)), mapped(IMAGES, (4, 1, 1, 64, 64)),
-    ),
-    *others(
-        choice, "_CONVOLVE", ("one batch", IN_TURN), dataclasses.replace(CONVOLVE, batch_folds=False),
-        mapped((4, 8, 32, 32, 64), (3, 3, 64, 64), (0, None)),
     ),
     # formulations of dkernel, and their thresholds
     *formulation("by_column_sums", conv("dW", *DEPTHWISE), conv("dW", *SEVEN)),

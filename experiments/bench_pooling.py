@@ -44,7 +44,8 @@ def plain(kind: str, row: Row) -> Pool:
     """What XLA has for it."""
     _, shape, k, s, p, channels = row
     spatial = [axis not in (0, channels % len(shape)) for axis in range(len(shape))]
-    window, strides, pads = ([v if along else n for along in spatial] for v, n in ((k, 1), (s, 1), ((p, p), (0, 0))))
+    window, strides = ([size if along else 1 for along in spatial] for size in (k, s))
+    pads = [(p, p) if along else (0, 0) for along in spatial]
 
     def pool(x: jax.Array) -> jax.Array:
         if kind == "max":

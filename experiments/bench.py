@@ -3,11 +3,11 @@
     python experiments/bench.py norms --size small medium --dtype float32
     python experiments/bench.py all --json experiments/results/cpu.json --plot experiments/results
 
-Norms and losses run both passes; convolutions each of their three products, and in loops; `memory` compares what is
-kept for the backward pass and what compiled training steps allocate; `train` times whole training steps of small
-networks in flax's own layers against these functions. `bench_method.py` says how it is measured. A rival whose result
-differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer. `choices`, which is no part of
-`all`, takes no rival: it times what the library does on a CPU against what it could do (`bench_choices.py`).
+Norms, losses and pooling run both passes; convolutions each of their three products, and in loops; `memory` compares
+what is kept for the backward pass and what compiled training steps allocate; `train` times whole training steps of
+small networks in flax's own layers against these functions. `bench_method.py` says how it is measured. A rival whose
+result differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer. `choices`, which is no
+part of `all`, takes no rival: it times what the library does on a CPU against what it could do (`bench_choices.py`).
 
 Accelerators take the same path: the achieved GB/s and GFLOP/s of each row are recorded beside the machine's own, that
 of a copy and a float32 matrix product. This has been run on CPUs only.
@@ -26,6 +26,7 @@ from bench_cases import Case, loss_cases, norm_cases
 from bench_choices import choice_cases
 from bench_convolutions import conv_cases, loop_cases
 from bench_method import ALLOCATOR, load_average, machine, measure, torch
+from bench_pooling import pool_cases
 from bench_rivals import LOSSES, NORMS, linen
 from bench_tables import Grid, grids, machine_text
 from common import folder, seconds, writable
@@ -114,6 +115,12 @@ SECTIONS = {
     ),
     "conv": Section(
         SIZES[1:2], DTYPES[:1], ("plain", *PYTORCH), conv_tasks, ("1x1", "groups C64", "depthwise 3x3", "4x4")
+    ),
+    "pooling": Section(
+        SIZES[1:2],
+        DTYPES[:1],
+        ("plain", *(("linen",) if linen else ()), *PYTORCH),
+        lambda o: {"pooling": timed(pool_cases(o.runs), o)},
     ),
     "memory": Section(SIZES[1:2], DTYPES, tuple({**NORMS, **LOSSES}), memory_tasks),
     "train": Section(SIZES[1:2], DTYPES[:1], ("linen",) if linen else (), train_tasks, ("MobileNet", "transformer")),

@@ -104,7 +104,7 @@ def labelled(rows: Rows) -> list[str]:
 
 
 def plot_modes(path: Path, rows: Rows) -> None:
-    """Norms and losses: a panel for each size, mode and dtype."""
+    """Norms, losses and pooling: a panel for each size, mode and dtype."""
     panels = {}
     for key in dict.fromkeys((row["dtype"], row["size"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["dtype"], row["size"], row["mode"]) == key]
@@ -231,7 +231,7 @@ def drawn_headlines(path: Path) -> str | None:
 def plot(folder: Path, section: str, recorded: Mapping[str, Any]) -> Path:
     """Draws a section's picture into the folder, named after the platform and the section."""
     path, rows = folder / f"{recorded['machine']['backend']}_{section}.png", recorded["rows"]
-    if section in ("norms", "losses"):
+    if section in ("norms", "losses", "pooling"):
         plot_modes(path, rows[section])
     elif section == "conv":
         plot_conv(path, rows["conv"])

@@ -209,6 +209,7 @@ def choices(rows: Rows) -> dict[str, Grid]:
 MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "norms": lambda rows: modes("norms", "norm", rows),
     "losses": lambda rows: modes("losses", "loss", rows),
+    "pooling": lambda rows: modes("pooling", "pooling", rows),
     "conv": lambda rows: {"conv": conv_summary(rows), "conv-rows": conv_rows(rows)},
     "loops": lambda rows: {"loops": loops(rows)},
     "memory": lambda rows: {"memory": memory_models(rows)},

@@ -94,6 +94,17 @@ def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     return torch.nn.functional.cross_entropy(hidden @ kernel, labels.long(), reduction="none").float()
 
 
+def pooling(kind: str, window: int, stride: int, padding: int, channels: int) -> Callable[..., Any]:
+    """x -> y, x with its channels last in memory wherever they are last in its shape."""
+
+    def function(x: Any) -> Any:
+        images = x.movedim(channels, 1)
+        name = f"{'max' if kind == 'max' else 'avg'}_pool{x.ndim - 2}d"
+        return getattr(torch.nn.functional, name)(images, window, stride, padding).movedim(1, channels)
+
+    return function
+
+
 def convolution(x: Any, kernel: Any, g: Any, options: dict[str, Any]) -> dict[str, Call]:
     """The three computations of a convolution (1-D has no channels-last layout), if its padding can say the same."""
     first, space = "dimension_numbers" in options, x.ndim - 2

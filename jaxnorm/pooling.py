@@ -143,7 +143,7 @@ def _pads(padding: Any, sizes: tuple[int, ...], window: tuple[int, ...], strides
     return pads
 
 
-def _on_mesh(rule: Callable[[Windows, jax.Array], jax.Array], windows: Windows, x: jax.Array) -> jax.Array:
+def _on_mesh(rule: Callable[..., Any], windows: Windows, x: jax.Array) -> jax.Array:
     """The pooling of a checked array, on explicit mesh axes of whole rows, as y's need not divide them."""
     x = gathered(x, windows.axes)
     return with_shardings(functools.partial(rule, windows), spec_of(x), x)

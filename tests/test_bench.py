@@ -9,6 +9,7 @@ import bench_cases
 import bench_choices
 import bench_convolutions
 import bench_method
+import bench_pooling
 import bench_rivals
 import bench_tables
 import jax
@@ -83,6 +84,15 @@ def test_the_command_measures_draws_and_writes(tmp_path: Path, monkeypatch: pyte
 def test_convolutions_are_compared(part: str):
     errors = compared(bench_convolutions.conv_sides(CAUSAL, part, "small", jnp.dtype(jnp.float32), ["plain"]))
     assert all(error is not None and error < 1e-4 for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("kind", bench_pooling.KINDS)
+@pytest.mark.parametrize("channels", [-1, 1])
+def test_rivals_pool_the_same(kind: str, channels: int):
+    row = ("3x3 stride 2", (2, 5, 7, 4), 3, 2, 1, channels)
+    rivals = ("plain", "linen", *bench.PYTORCH)
+    errors = compared(bench_pooling.pool_sides(kind, row, "medium", jnp.dtype(jnp.float32), rivals))
+    assert all(error is not None and error < 1e-5 for error in errors.values()), errors
 
 
 def test_loops_are_measured():

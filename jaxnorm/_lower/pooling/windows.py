@@ -57,7 +57,8 @@ class Windows:
         g = of(g)
         ends = [(0, 0, 0)] * self.ndim
         for axis, size, k, s, (low, _), count in self._rows():
-            ends[axis] = (k - 1 - low, size + low - ((count - 1) * s + 1), s - 1)
+            reach = 0 if count == 0 else (count - 1) * s + 1
+            ends[axis] = (k - 1 - low, size + low - reach, s - 1)
         g, none = lax.pad(g, jnp.zeros((), g.dtype), ends), ((0, 0),) * len(self.axes)
         once = dataclasses.replace(self, padding=none)
         return lax.reduce_window(g, g.dtype.type(0), lax.add, *once._of_all_axes((1,) * len(self.axes)))
@@ -87,11 +88,11 @@ class Windows:
 
 
 def _totally_ordered(x: jax.Array) -> jax.Array:
-    """x in float32 or float64 with the order of (1), in which a NaN is the largest: NaN becomes infinity.
+    """x in float32 or float64 with the order of (1): a NaN is the largest, and padding, which is -inf, below -inf.
 
-    What is positive becomes the next smaller number, so that infinity stays apart. Then the smallest positive number
-    equals 0, with which it shares no window of consequence: it is below the precision of any sum of normal numbers.
+    Every number moves to the next one towards 0, which leaves infinity to NaN, and -inf to the padding. Only the two
+    numbers next to 0 meet another one, 0 itself; no 16-bit number is so small.
     """
     bits = lax.bitcast_convert_type(x, jnp.int32 if x.dtype == jnp.float32 else jnp.int64)
-    below = lax.bitcast_convert_type(bits - 1, x.dtype)
-    return jnp.where(x != x, jnp.array(jnp.inf, x.dtype), jnp.where(x > 0, below, x))
+    towards_0 = jnp.where(x == 0, x, lax.bitcast_convert_type(bits - 1, x.dtype))
+    return jnp.where(x != x, jnp.array(jnp.inf, x.dtype), towards_0)

@@ -102,7 +102,11 @@ def exp(m: Machine, a: Value) -> Value:
     with np.errstate(over="ignore"):
         shadow = np.exp(a.shadow)
     size = max(sum(a.degree), 1)
-    result = m.result(shadow, m.domain.exp(a.field), (a,), (size, size) if any(a.degree) else (0, 0))
+    field = m.domain.exp(a.field)
+    if (gone := (a.shadow < -1e30) & ~is_special(a)).any():
+        m.facts.others.setdefault("exponentials of numbers below -1e30, which stand for -inf, are 0")
+        field = m.select(gone, m.constant(np.zeros(shadow.shape)).field, field)
+    result = m.result(shadow, field, (a,), (size, size) if any(a.degree) else (0, 0))
     result.square = result.special is None
     return result
 

@@ -1,5 +1,6 @@
 """Running a jaxpr: equations in turn, calls, loops, choices."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact
 from jaxnorm.check._proof.rules import RULES, rule
 
 Parameters = dict[str, Any]
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "program", "call")
 _CALLS = (
     "jit",
     "pjit",
@@ -27,6 +28,7 @@ _CALLS = (
     "custom_vjp_call_jaxpr",
     "custom_vmap_call",
     "custom_lin",
+    "rule",  # this library's, of `jaxnorm._examples`
 )
 _MODULES = (contractions, elementwise, indexing, reductions, structure)  # each fills the table of rules
 
@@ -94,6 +96,17 @@ def _call(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
     return closed(m, next(parameters[key] for key in _BODIES if key in parameters), values)
 
 
+@rule("convolution_product")
+def _product(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
+    """This library's own operation: as each platform computes it."""
+    return closed(m, _formulated(parameters["product"], *(value.shape for value in values)), values)
+
+
+@functools.cache
+def _formulated(product: Any, *shapes: tuple[int, ...]) -> core.ClosedJaxpr:
+    return jax.make_jaxpr(product.compiled)(*(jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes))
+
+
 @rule("platform_index")
 def _platform_index(m: Machine, parameters: Parameters) -> Value:
     """The first choice that names the platform of this run, or that is for all others."""
@@ -149,6 +162,9 @@ def platforms(jaxpr: Any) -> set[str]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "platform_index":
             found.update(name for names in equation.params["platforms"] if names is not None for name in names)
+        if equation.primitive.name == "convolution_product":
+            shapes = (atom.aval.shape for atom in equation.invars)
+            found |= platforms(_formulated(equation.params["product"], *shapes).jaxpr)
         for parameter in equation.params.values():
             for body in parameter if isinstance(parameter, list | tuple) else (parameter,):
                 body = getattr(body, "jaxpr", body)

@@ -354,7 +354,7 @@ def test_planted_faults_of_the_value_are_refuted(fault: str):
         (lambda x: jnp.argmax(x, -1) + x[:, 0], lambda x: jnp.argmin(x, -1) + x[:, 0]),
         (lambda x: jnp.where(x > 0, jnp.log(jnp.abs(x)), jnp.nan), lambda x: jnp.log(jnp.abs(x))),
         (lambda x: jnp.sin(x) * 1.001, jnp.sin),
-        (jax.lax.erf, lambda x: jnp.tanh(x)),
+        (jnp.arctan, lambda x: jnp.tanh(x)),
     ],
 )
 def test_functions_that_differ_are_told_apart(wrong: Callable[..., Any], right: Callable[..., Any]):

@@ -134,7 +134,8 @@ def _while(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
 @rule("scan")
 def _scan(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
     """Step by step; the outputs of the steps are stacked."""
-    n, k, length = parameters["num_consts"], parameters["num_carry"], parameters["length"]
+    n, k = _scan_counts(parameters)
+    length = parameters["length"]
     constants, carry, over = values[:n], list(values[n : n + k]), values[n + k :]
     steps: list[list[Value]] = []
     order = range(length)
@@ -145,8 +146,17 @@ def _scan(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
         steps.append(results[k:])
     if parameters["reverse"]:
         steps.reverse()
-    outputs = parameters["jaxpr"].out_avals[k:]
+    body = parameters["jaxpr"]
+    outputs = [v.aval for v in getattr(body, "jaxpr", body).outvars[k:]]
     return carry + [_stacked(m, [step[j] for step in steps], aval) for j, aval in enumerate(outputs)]
+
+
+def _scan_counts(parameters: Parameters) -> tuple[int, int]:
+    """How many operands are constants, and how many are carried."""
+    if "ft_in" in parameters:  # since jax 0.12
+        constants, carry, _ = parameters["ft_in"].unpack()
+        return len(list(constants)), len(list(carry))
+    return parameters["num_consts"], parameters["num_carry"]
 
 
 def _stacked(m: Machine, parts: list[Value], aval: Any) -> Value:

@@ -1,7 +1,8 @@
 """Which inputs a value depends on: the same programs, run over sets in place of residues.
 
-A set is a row of bits, one for each number that was drawn, in words of 64. A constant is the empty set, and of whatever
-operation the result depends on what its operands depend on.
+A set is a row of bits, one for each number that was drawn, modulo each prime, in words of 64. A constant is the empty
+set, and of whatever operation the result depends on what its operands depend on. As a residue an exponential comes from
+its argument's modulo the next prime, and so does its set.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,20 +17,25 @@ from jaxnorm.check._proof.residues import AllRoots, Field
 class Dependencies:
     """Fields of sets, with the methods of `Residues`."""
 
-    def __init__(self, inputs: int, stop_after: int):
-        self._words = -(-inputs // 64)
-        self.draws = self._words
+    def __init__(self, inputs: int, levels: int, stop_after: int):
+        self._inputs, self._levels = inputs, levels
+        self._words = -(-inputs * levels // 64)
         self._drawn = 0
-        self.roots: list[np.ndarray] = []  # of each operation that needs squares: (elements, words)
+        self.roots: list[np.ndarray] = []  # of each operation that needs squares: (primes, elements, words)
         self.stop_after = stop_after
 
     def draw(self, shape: tuple[int, ...]) -> Field:
-        """Inputs, each of which depends on itself."""
-        at = np.arange(int(np.prod(shape))) + self._drawn
-        self._drawn += len(at)
-        sets = np.zeros((len(at), self._words), np.uint64)
-        sets[np.arange(len(at)), at // 64] = np.uint64(1) << (at % 64).astype(np.uint64)
-        return (sets.reshape(*shape, self._words),)
+        """Inputs, each of which depends on itself: the k-th modulo the i-th prime is bit i * inputs + k."""
+        count = int(np.prod(shape))
+        at = np.arange(count) + self._drawn
+        self._drawn += count
+
+        def level(bits: np.ndarray) -> np.ndarray:
+            sets = np.zeros((count, self._words), np.uint64)
+            sets[np.arange(count), bits // 64] = np.uint64(1) << (bits % 64).astype(np.uint64)
+            return sets.reshape(*shape, self._words)
+
+        return tuple(level(at + i * self._inputs) for i in range(self._levels))
 
     def constant(self, fractions: Sequence[Fraction], where: np.ndarray) -> Field:
         """No dependency."""
@@ -37,15 +43,16 @@ class Dependencies:
 
     def integers(self, values: np.ndarray) -> Field:
         """No dependency."""
-        return (np.zeros((*values.shape, 1), np.uint64),)
+        return (np.zeros((*values.shape, 1), np.uint64),) * self._levels
 
     def each(self, of: Callable[..., Any], *fields: Field) -> Field:
-        """`of` the arrays."""
-        return (of(*(field[0] for field in fields)),)
+        """`of` the arrays of each level."""
+        levels = zip(*fields, strict=True)
+        return tuple(None if any(a is None for a in arrays) else of(*arrays) for arrays in levels)
 
     def add(self, a: Field, b: Field) -> Field:
         """The union."""
-        return (a[0] | b[0],)
+        return self.each(np.bitwise_or, a, b)
 
     sub = mul = add
 
@@ -53,35 +60,49 @@ class Dependencies:
         """The set itself."""
         return a
 
-    inverse = exp = neg
+    inverse = neg
+
+    def exp(self, a: Field) -> Field:
+        """The set modulo the next prime."""
+        return (*a[1:], None)
 
     def sum(self, a: Field, axes: tuple[int, ...]) -> Field:
         """The union over axes."""
-        return (np.bitwise_or.reduce(a[0], axes),)
+        return self.each(lambda a: np.bitwise_or.reduce(a, axes), a)
 
     def cumulative_sum(self, a: Field, axis: int) -> Field:
         """The running union."""
-        return (np.bitwise_or.accumulate(a[0], axis),)
+        return self.each(lambda a: np.bitwise_or.accumulate(a, axis), a)
 
     def matmul(self, a: Field, b: Field) -> Field:
         """Of each element the union of a row and a column."""
-        rows, columns = np.bitwise_or.reduce(a[0], 2), np.bitwise_or.reduce(b[0], 1)
-        return (rows[:, :, None] | columns[:, None],)
+
+        def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.bitwise_or.reduce(a, 2)[:, :, None] | np.bitwise_or.reduce(b, 1)[:, None]
+
+        return self.each(product, a, b)
 
     def add_at(self, a: Field, at: np.ndarray, updates: Field) -> Field:
         """Unions at these places."""
-        words = max(a[0].shape[-1], updates[0].shape[-1])
-        result = np.array(np.broadcast_to(a[0], (*a[0].shape[:-1], words)))
-        np.bitwise_or.at(result, at, updates[0])
-        return (result,)
+
+        def added(a: np.ndarray, updates: np.ndarray) -> np.ndarray:
+            result = np.array(np.broadcast_to(a, (*a.shape[:-1], max(a.shape[-1], updates.shape[-1]))))
+            np.bitwise_or.at(result, at, updates)
+            return result
+
+        return self.each(added, a, updates)
 
     def power(self, a: Field, exponent: Fraction, *, squares: bool = False) -> Field:
         """The set itself."""
-        return self._root(a) if exponent.denominator % 2 == 0 and not squares else a
+        if exponent.denominator % 2 == 0 and not squares:
+            self._root(a)
+        return a
 
     def log(self, a: Field, *, squares: bool = False) -> Field:
-        """The set itself."""
-        return a if squares else self._root(a)
+        """The set modulo the prime before."""
+        if not squares:
+            self._root(a)
+        return (None, *a[:-1])
 
     def opaque(self, name: str, *arguments: Field) -> Field:
         """The union."""
@@ -90,9 +111,8 @@ class Dependencies:
             result = self.add(result, argument)
         return result
 
-    def _root(self, a: Field) -> Field:
-        sets = np.broadcast_to(a[0], (*a[0].shape[:-1], self._words))
-        self.roots.append(sets.reshape(-1, self._words))
+    def _root(self, a: Field) -> None:
+        sets = [np.broadcast_to(level, (*level.shape[:-1], self._words)) for level in a if level is not None]
+        self.roots.append(np.stack([level.reshape(-1, self._words) for level in sets]))
         if len(self.roots) == self.stop_after:
             raise AllRoots
-        return a

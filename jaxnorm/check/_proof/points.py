@@ -18,7 +18,7 @@ from jaxnorm.check._proof.problem import Problem, Program
 from jaxnorm.check._proof.residues import AllRoots, BadDraw, Field, Residues
 
 PATIENCE = 80  # rounds of drawing without fewer bad roots than ever
-SURVEY = 48  # draws in which something that is no square by its form turns out to be none
+SURVEY = 128  # draws in which something that is no square by its form turns out to be none
 
 
 @dataclasses.dataclass
@@ -46,13 +46,23 @@ class Run:
         return results
 
     def bad_roots(self, domain: Residues, drawn: Field) -> np.ndarray:
-        """Of each element of each root, in order, the draws in which it does not exist."""
+        """Of each prime, element and root, in order, the draws in which it does not exist."""
         if self.facts is not None:
             domain.stop_after = self.roots
         if self.facts is None or self.roots:
             self.outputs(domain, drawn)
         domain.stop_after = None
-        return np.concatenate([np.zeros((0, domain.draws), bool), *(~root.good for root in domain.roots)])
+        bad = [~root.good.reshape(-1, domain.draws) for root in domain.roots]
+        return np.concatenate([np.zeros((0, domain.draws), bool), *bad])
+
+    def dependencies(self, domain: Residues, unknowns: int) -> list[np.ndarray]:
+        """Of each root: on which unknowns, modulo which primes, each element modulo each prime depends."""
+        levels = len(domain.primes)
+        sets = Dependencies(unknowns, levels, self.roots)
+        if self.roots:
+            self.outputs(sets, sets.draw((unknowns,)))
+        bits = [words[..., None] >> np.arange(64, dtype=np.uint64) & np.uint64(1) for words in sets.roots]
+        return [b.reshape(*b.shape[:2], -1)[..., : unknowns * levels].astype(bool) for b in bits]
 
 
 def find_points(runs: list[Run], domain: Residues, drawn: Field, unknowns: int) -> Field:
@@ -69,20 +79,11 @@ def find_points(runs: list[Run], domain: Residues, drawn: Field, unknowns: int) 
             return drawn
         fewest, since = (bad.sum(), 0) if bad.sum() < fewest else (fewest, since + 1)
         if influence is None:
-            influence = np.concatenate([influence_of(run, unknowns)[0] for run in runs if run.roots])
-        again = _drawn_again(influence, bad)
-        drawn = tuple(np.where(again, n, d) for n, d in zip(domain.draw((unknowns,)), drawn, strict=True))
+            found = [d.reshape(-1, d.shape[-1]) for run in runs for d in run.dependencies(domain, unknowns)]
+            influence = np.concatenate(found)
+        again = np.split(_drawn_again(influence, bad), len(domain.primes))
+        drawn = tuple(map(np.where, again, domain.draw((unknowns,)), drawn))
     raise Undecided("no points were found at which all roots and logarithms exist")
-
-
-def influence_of(run: Run, unknowns: int) -> tuple[np.ndarray, list[int]]:
-    """Of each element of each root, in order: on which unknowns it depends; and which root it belongs to."""
-    domain = Dependencies(unknowns, run.roots)
-    run.outputs(domain, domain.draw((unknowns,)))
-    words = np.concatenate(domain.roots)
-    bits = words[:, :, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1)
-    owner = [i for i, root in enumerate(domain.roots) for _ in range(len(root))]
-    return bits.reshape(len(words), -1)[:, :unknowns].astype(bool), owner
 
 
 def _drawn_again(influence: np.ndarray, bad: np.ndarray) -> np.ndarray:
@@ -101,16 +102,18 @@ def look_for_squares(run: Run, domain: Residues, unknowns: int) -> None:
     survey = Residues(domain.tower, len(domain.primes), SURVEY, domain.rng)
     survey.stop_after = run.roots
     run.outputs(survey, survey.draw((unknowns,)))
-    influence, owners = influence_of(run, unknowns)
-    owner = np.array(owners)
-    arguments, good = (np.concatenate([getattr(r, key) for r in survey.roots]) for key in ("arguments", "good"))
+    influence = np.concatenate([sets.any(0) for sets in run.dependencies(domain, unknowns)])
+    owner = np.repeat(np.arange(run.roots), [len(root.constant) for root in survey.roots])
+    arguments = np.concatenate([root.arguments for root in survey.roots])
+    square = np.concatenate([root.good[0] for root in survey.roots])
+    exists = np.concatenate([root.good.all(0) for root in survey.roots])
     open_ = np.concatenate([~r.constant & r.even for r in survey.roots])
     refuted: dict[bytes, bool] = {}
     for i in np.flatnonzero(open_):
         if (key := arguments[i].tobytes()) not in refuted:
             before = (owner < owner[i]) & ~(influence & ~influence[i]).any(1)
             before &= (arguments != arguments[i]).any(1)
-            clean = good[before].all(0)  # roots on which this one may depend exist
-            refuted[key] = bool((clean & ~good[i]).any())
+            clean = exists[before].all(0)  # roots on which this one may depend exist
+            refuted[key] = bool((clean & ~square[i]).any())
     if not all(refuted.values()):
         raise Undecided("an even root of what is a square, whose sign is not known")

@@ -34,7 +34,7 @@ class Root(NamedTuple):
 
     even: bool  # an even root
     arguments: np.ndarray  # (elements, draws), modulo the first prime by which it is known
-    good: np.ndarray  # the same shape: whether it is a square modulo every prime
+    good: np.ndarray  # (primes by which it is known, elements, draws): whether it is a square
     constant: np.ndarray  # (elements,): whether all draws agree
 
 
@@ -203,12 +203,13 @@ class Residues:
             for p, level in zip(self.primes, a, strict=True)
             if level is not None
         ]
-        good = np.all([_power(p, level, (p - 1) // 2) <= 1 for p, level in levels], 0)
+        good = np.stack([_power(p, level, (p - 1) // 2) <= 1 for p, level in levels])
         constant = np.all([(level == level[:, :1]).all(-1) for _, level in levels], 0)
-        if not good[constant].all():
+        if not good[:, constant].all():
             raise BadDraw
-        shape = (len(good), self.draws)
-        self.roots.append(Root(even, np.broadcast_to(levels[0][1], shape), np.broadcast_to(good, shape), constant))
+        shape = (len(constant), self.draws)
+        arguments, good = np.broadcast_to(levels[0][1], shape), np.broadcast_to(good, (len(good), *shape))
+        self.roots.append(Root(even, arguments, good, constant))
         if len(self.roots) == self.stop_after:
             raise AllRoots
 

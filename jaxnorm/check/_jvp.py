@@ -64,7 +64,9 @@ def check_jvp(
       >>> @jax.custom_jvp
       ... def cube(x):
       ...     return x**3
-      >>> cube.defjvp(lambda at, v: (at[0] ** 3, 2 * at[0] ** 2 * v[0]))  # 2 should be 3
+      >>> @cube.defjvp
+      ... def _(at, tangents):
+      ...     return cube(*at), 2 * at[0] ** 2 * tangents[0]  # 2 should be 3
       >>> report = check_jvp(cube, jnp.arange(1.0, 4.0), reference=lambda x: x * x * x, checks=())
       >>> report.ok
       False

@@ -93,6 +93,4 @@ def _totally_ordered(x: jax.Array) -> jax.Array:
     Every number moves to the next one towards 0, which leaves infinity to NaN, and -inf to the padding. Only the two
     numbers next to 0 meet another one, 0 itself; no 16-bit number is so small.
     """
-    bits = lax.bitcast_convert_type(x, jnp.int32 if x.dtype == jnp.float32 else jnp.int64)
-    towards_0 = jnp.where(x == 0, x, lax.bitcast_convert_type(bits - 1, x.dtype))
-    return jnp.where(x != x, jnp.array(jnp.inf, x.dtype), towards_0)
+    return jnp.where(x != x, jnp.array(jnp.inf, x.dtype), lax.nextafter(x, jnp.zeros_like(x)))

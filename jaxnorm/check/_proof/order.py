@@ -101,6 +101,14 @@ def sign(m: Machine, a: Value) -> Value:
     return m.constant(np.where(np.isnan(a.shadow), np.nan, signs))
 
 
+@rule("nextafter")
+def _nextafter(m: Machine, parameters: dict[str, Any], a: Value, towards: Value) -> Value:
+    """A number and its neighbour are one in exact arithmetic."""
+    del parameters, towards
+    m.facts.others.setdefault("a number and the next one in floating point are equal")
+    return a
+
+
 @rule("round")
 def _round(m: Machine, parameters: dict[str, Any], a: Value) -> Value:
     x = near_edges(m, a, "round", 0.5)

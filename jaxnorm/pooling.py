@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxnorm._arguments import as_float_array, channel_axis, static_bool
 from jaxnorm._convolution_options import _pairs, _per_axis
 from jaxnorm._cotangents import cotangent_for
-from jaxnorm._lower.pooling.choice import by_platform
+from jaxnorm._lower.pooling.choice import with_windows
 from jaxnorm._lower.pooling.windows import Pairs, Windows
 from jaxnorm._rules.pooling import average, average_backward, maximum, maximum_backward
 from jaxnorm._sharding import gathered, spec_of, with_shardings
@@ -154,15 +154,15 @@ def _on_mesh(rule: Callable[..., Any], windows: Windows, x: jax.Array) -> jax.Ar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max_pool(windows: Windows, x: jax.Array) -> jax.Array:
-    return by_platform(maximum, windows, x)
+    return with_windows(maximum, windows, x)
 
 
 def _max_pool_fwd(windows: Windows, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return by_platform(maximum, windows, x), x
+    return with_windows(maximum, windows, x), x
 
 
 def _max_pool_bwd(windows: Windows, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    return (cotangent_for(x, by_platform(maximum_backward, windows, lax.stop_gradient(x), g)),)
+    return (cotangent_for(x, with_windows(maximum_backward, windows, lax.stop_gradient(x), g)),)
 
 
 _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
@@ -170,16 +170,16 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _avg_pool(windows: Windows, x: jax.Array) -> jax.Array:
-    return by_platform(average, windows, x)
+    return with_windows(average, windows, x)
 
 
 def _avg_pool_fwd(windows: Windows, x: jax.Array) -> tuple[jax.Array, None]:
-    return by_platform(average, windows, x), None
+    return with_windows(average, windows, x), None
 
 
 def _avg_pool_bwd(windows: Windows, kept: None, g: jax.Array) -> tuple[jax.Array]:
     del kept
-    return (by_platform(average_backward, windows, g),)
+    return (with_windows(average_backward, windows, g),)
 
 
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)

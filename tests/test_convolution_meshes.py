@@ -18,7 +18,7 @@ from support import assert_close, normal, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm._lower.convolution.product import forced
+from jaxnorm._lower.platforms import forced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -96,7 +96,7 @@ def where_even(mesh: jax.sharding.Mesh, a: jax.Array, entries: list[Any]) -> jax
 # Of the pairs every second one, and of these each half with one platform's formulations: each formulation, geometry
 # and split is met several times.
 PAIRS = [
-    (name, how, ("on_cpu", "elsewhere")[(i + j) // 2 % 2])
+    (name, how, ("cpu", "cuda")[(i + j) // 2 % 2])
     for i, name in enumerate(GEOMETRIES)
     for j, how in enumerate(SPLITS)
     if (i + j) % 2 == 0

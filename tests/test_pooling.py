@@ -16,12 +16,10 @@ from support import assert_close, normal, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm._lower.pooling.choice import forced
-from jaxnorm._lower.pooling.cpu import CpuWindows
-from jaxnorm._lower.pooling.windows import Windows
+from jaxnorm._lower.platforms import forced
 from jaxnorm.check import saved_bytes
 
-KINDS = pytest.mark.parametrize("kind", [CpuWindows, Windows])
+KINDS = pytest.mark.parametrize("kind", ["cpu", "cuda"])
 
 
 def rounded(*shape: int, seed: int = 0, dtype: Any = np.float64) -> jax.Array:
@@ -100,7 +98,7 @@ def test_pooling_matches_its_twin_and_lax_on_random_geometries(geometry):
             ours = functools.partial(getattr(jn, name), window=window, **options, **(own or {}))
             g = normal(*jax.eval_shape(theirs, x).shape, seed=3)
             wanted = value_and_vjp(theirs, [x], g)
-            for kind in (CpuWindows, Windows):
+            for kind in ("cpu", "cuda"):
                 with forced(kind):
                     results.append((value_and_vjp(ours, [x], g), wanted))
         return results

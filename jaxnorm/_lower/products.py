@@ -11,6 +11,7 @@ from jax import lax
 from jaxnorm._arguments import Axes
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import outlined, outlined_on_cpu
+from jaxnorm._lower.platforms import by_platform
 
 
 def dot(
@@ -31,7 +32,7 @@ def dot(
     # float32 result (a transposed one inside a scan: "DotThunk: BF16 x BF16 = F32"). The product is
     # outlined, since XLA would keep the operands that it widened in the forward pass until the backward pass.
     otherwise = product if a.dtype == b.dtype else widened
-    return lax.platform_dependent(a, b, cpu=functools.partial(outlined, widened), default=otherwise)
+    return by_platform(a, b, cpu=functools.partial(outlined, widened), default=otherwise)
 
 
 def dot_of_cotangent(x: jax.Array, kernel: jax.Array, dtype: Any) -> Callable[..., jax.Array]:
@@ -50,7 +51,7 @@ def dot_of_cotangent(x: jax.Array, kernel: jax.Array, dtype: Any) -> Callable[..
     def either(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any) -> jax.Array:
         del dtype
         wide, narrow = (functools.partial(form, axes=axes) for form in (widened, rounded))
-        return lax.platform_dependent(a, b, cpu=wide, default=narrow)
+        return by_platform(a, b, cpu=wide, default=narrow)
 
     def in_dtype(a: jax.Array, b: jax.Array, axes: tuple[Axes, Axes], dtype: Any) -> jax.Array:
         del dtype
@@ -76,7 +77,7 @@ def sum_over_rows(x: jax.Array, g: jax.Array, dtype: Any, precision: lax.Precisi
 
     if g.ndim <= 2:
         return product(x, g)
-    return lax.platform_dependent(x, g, cpu=of_matrices, default=product)
+    return by_platform(x, g, cpu=of_matrices, default=product)
 
 
 def over_kept(function: Callable[..., Any], kept: jax.Array, *arrays: Any) -> Any:

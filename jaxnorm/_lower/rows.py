@@ -282,7 +282,7 @@ def over_blocks(
     if narrow == wide or not at_most(narrow, columns - 1, unknown=True):
         return in_blocks(narrow, sums)
     cpu, default = (functools.partial(in_blocks, chosen) for chosen in (narrow, wide))
-    return lax.platform_dependent(sums, cpu=cpu, default=default)
+    return by_platform(sums, cpu=cpu, default=default)
 
 
 def _over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:

@@ -5,11 +5,10 @@ makes of it (one with groups). A CPU gets a formulation of its own, under vmap o
 backend runs grouped convolutions in a naive loop. What JAX sees of a product is in `primitive`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,21 +19,10 @@ from jaxnorm._cotangents import cast
 from jaxnorm._lower.calls import later, outlined
 from jaxnorm._lower.convolution import forward
 from jaxnorm._lower.convolution.geometry import Geometry, Order, from_canonical, to_canonical
+from jaxnorm._lower.platforms import by_platform, forced_platform
 
 Formulation = Callable[[Geometry, jax.Array, jax.Array], jax.Array]
 Level = tuple[bool, bool]  # which of a product's arrays have the axis; its result has it always
-
-_forced: list[str] = []
-
-
-@contextlib.contextmanager
-def forced(platform: str) -> Iterator[None]:
-    """For tests: the formulations for a CPU ("on_cpu") or for other platforms ("elsewhere"), on every platform."""
-    _forced.append(platform)
-    try:
-        yield
-    finally:
-        _forced.pop()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)  # equal only to itself, which JAX's caches see fast
@@ -77,7 +65,7 @@ class Product:
     b_order: Order
     result_order: Order
     levels: tuple[Level, ...] = ()
-    forced: str | None = dataclasses.field(default_factory=lambda: _forced[-1] if _forced else None)
+    forced: str | None = dataclasses.field(default_factory=forced_platform)  # by a test, which may end before a use
 
     @property
     def inner(self) -> "Product":
@@ -107,8 +95,8 @@ class Product:
     def compiled(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """The product, by platform."""
         if self.forced:
-            return getattr(self, self.forced)(a, b)
-        return lax.platform_dependent(a, b, cpu=self.on_cpu, default=self.elsewhere)
+            return (self.on_cpu if self.forced == "cpu" else self.elsewhere)(a, b)
+        return by_platform(a, b, cpu=self.on_cpu, default=self.elsewhere)
 
     def on_cpu(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """The product on a CPU, which gets a formulation of its own, under vmap where that runs well."""

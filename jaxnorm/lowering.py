@@ -130,7 +130,8 @@ def _lower(ctx: mlir.LoweringRuleContext, lhs: Any, rhs: Any, **options: Any) ->
 
 def _described(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[General, str | None]:
     """The convolution, and why it is left to JAX's lowering; None if it is not."""
-    lhs, rhs, out = (_array(aval) for aval in (*ctx.avals_in, *ctx.avals_out))
+    avals: tuple[Any, ...] = (*ctx.avals_in, *ctx.avals_out)
+    lhs, rhs, out = avals
     names = (name for name in General._fields if name in options)
     general = General(
         lhs.shape, rhs.shape, out.shape, (lhs.dtype, rhs.dtype, out.dtype), **{name: options[name] for name in names}
@@ -177,11 +178,6 @@ def _grouped(general: General, lhs: jax.Array) -> jax.Array:
     x = lax.reshape(x, (groups, images // groups, *sizes, channels))
     x = lax.transpose(x, (*range(1, x.ndim - 1), 0, x.ndim - 1))
     return lax.reshape(x, (images // groups, *sizes, groups * channels))
-
-
-def _array(aval: Any) -> jax.core.ShapedArray:
-    """The type of an array, which those of a convolution's arguments and result are."""
-    return aval
 
 
 # --- what is private in JAX -----------------------------------------------------------------------------------------

@@ -125,9 +125,6 @@ _CORRELATE = Formulations(
     batch_folds=False,
     waits=True,
 )
-# A program that was written without this library in mind has many depthwise convolutions, and its compile time counts
-# too: a loop over the taps takes a little longer to run than all of them unrolled, and half as long to compile.
-_CORRELATE_IN_LOOPS = dataclasses.replace(_CORRELATE, on_cpu=functools.partial(_correlate_on_cpu, unrolled_taps=0))
 
 
 def convolve(
@@ -159,25 +156,44 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
     return product(x, g)
 
 
-def convolve_on_cpu(
-    geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]
-) -> jax.Array:
-    """Equation (1) without the bias where a CPU's program is being written: nothing is left to choose by platform.
-
-    `orders` are those of x, the kernel and y. No array is empty.
-    """
-    product = Product(_CONVOLVE, geometry, geometry.dtype, *orders)
-    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, kernel))
-
-
-def correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
-    """Equation (4) likewise; `orders` are those of x, g and dkernel."""
-    product = Product(_CORRELATE_IN_LOOPS, geometry, geometry.dtype, *orders)
-    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, g))
-
-
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as they are if their dtypes agree, or in the dtype of the accumulation."""
     if a.dtype == b.dtype and geometry.dtype != jnp.float64:
         return a, b
     return cast(a, geometry.dtype), cast(b, geometry.dtype)
+
+
+# --- where a CPU's program is being written, so that nothing is left to choose by platform ---------------------------
+
+
+def convolve_on_cpu(
+    geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]
+) -> jax.Array:
+    """`convolve`; `orders` are those of x, the kernel and y, of which none is empty."""
+    return _on_cpu(Product(_CONVOLVE, geometry, geometry.dtype, *orders), *_of_one_dtype(geometry, x, kernel))
+
+
+def correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
+    """`correlate`; `orders` are those of x, g and dkernel, of which none is empty."""
+    return _on_cpu(Product(_CORRELATE_IN_LOOPS, geometry, geometry.dtype, *orders), *_of_one_dtype(geometry, x, g))
+
+
+def _on_cpu(product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product, with the transpositions of a grouped one outside, as `Product` has it."""
+    if product.geometry.groups == 1:
+        return product.on_cpu(a, b)
+    canonical = tuple(range(a.ndim))
+    inner = dataclasses.replace(product, a_order=canonical, b_order=canonical, result_order=canonical)
+    return product.run(lambda _, a, b: inner.on_cpu(a, b), a, b)
+
+
+def _correlate_in_loops(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """For programs that were written without this library in mind, whose compile time counts too.
+
+    Such a program may have depthwise convolutions of many shapes, and a loop over the taps takes a little longer to run
+    than all of them unrolled, and about half as long to compile.
+    """
+    return _correlate_on_cpu(geometry, x, g, unrolled_taps=0)
+
+
+_CORRELATE_IN_LOOPS = dataclasses.replace(_CORRELATE, on_cpu=_correlate_in_loops)

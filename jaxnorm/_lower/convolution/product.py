@@ -57,23 +57,17 @@ class Product:
     result_order: Order
 
     def __call__(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        """The product."""
-        return self.apart(_differentiable, a, b)
-
-    def apart(
-        self, of: "Callable[[Product, jax.Array, jax.Array], jax.Array]", a: jax.Array, b: jax.Array
-    ) -> jax.Array:
-        """`of(product, a, b)` in the caller's axis orders, with groups of a product in the canonical ones.
+        """The product.
 
         XLA merges the transpositions from and to the canonical order with those of its own convolutions and products
         if it compiles them together. With groups they stay outside: y, dx and dkernel can share them there, XLA would
         compute them element by element within the padding of a sum over taps, and a loop over groups would repeat them.
         """
         if self.geometry.groups == 1:
-            return of(self, a, b)
+            return _differentiable(self, a, b)
         canonical = tuple(range(a.ndim))
         inner = dataclasses.replace(self, a_order=canonical, b_order=canonical, result_order=canonical)
-        return self.run(lambda _, a, b: of(inner, a, b), a, b)
+        return self.run(lambda _, a, b: _differentiable(inner, a, b), a, b)
 
     def run(self, formulation: Formulation, a: jax.Array, b: jax.Array) -> jax.Array:
         """The formulation's result for the caller's arrays, in the caller's order."""

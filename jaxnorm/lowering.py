@@ -23,7 +23,7 @@ from jax.interpreters import mlir
 
 from jaxnorm._cotangents import cast
 from jaxnorm._general_convolution import General
-from jaxnorm._lower.convolution.choice import convolve_on_cpu, correlate_on_cpu
+from jaxnorm._lower.convolution.choice import convolve_in, correlate_in
 from jaxnorm._sharding import with_shardings
 
 _lock = threading.RLock()
@@ -123,14 +123,17 @@ def _lower(ctx: mlir.LoweringRuleContext, lhs: Any, rhs: Any, **options: Any) ->
         return original.rule(ctx, lhs, rhs, **options)
     _thread.within = True
     try:
-        return mlir.lower_fun(_formulation(general, ctx.avals_out[0]), multiple_results=False)(ctx, lhs, rhs)
+        return mlir.lower_fun(_formulation(general, ctx.module_context, ctx.avals_out[0]), multiple_results=False)(
+            ctx, lhs, rhs
+        )
     finally:
         _thread.within = False
 
 
 def _described(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[General, str | None]:
     """The convolution, and why it is left to JAX's lowering; None if it is not."""
-    lhs, rhs, out = (_array(aval) for aval in (*ctx.avals_in, *ctx.avals_out))
+    avals: tuple[Any, ...] = (*ctx.avals_in, *ctx.avals_out)
+    lhs, rhs, out = avals
     names = (name for name in General._fields if name in options)
     general = General(
         lhs.shape, rhs.shape, out.shape, (lhs.dtype, rhs.dtype, out.dtype), **{name: options[name] for name in names}
@@ -146,18 +149,18 @@ def _kind(general: General) -> str:
     return "kernel_gradients" if general.is_kernel_gradient else "convolutions"
 
 
-def _formulation(general: General, out: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def _formulation(general: General, module: Any, out: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """The convolution as a function of its arrays; on explicit mesh axes its result is split as that of JAX's is."""
 
     def convolution(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         layout = general.layout
-        return convolve_on_cpu(general.geometry, lhs, rhs, (layout.x, layout.kernel, layout.y))
+        return convolve_in(module, general.geometry, lhs, rhs, (layout.x, layout.kernel, layout.y))
 
     def kernel_gradient(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         geometry, (of_x, of_g, of_kernel) = general.differentiated, general.differentiated_orders
         if general.feature_group_count > 1:
             lhs, of_x = _grouped(general, lhs), tuple(range(lhs.ndim))
-        return correlate_on_cpu(geometry, lhs, rhs, (of_x, of_g, of_kernel))
+        return correlate_in(module, geometry, lhs, rhs, (of_x, of_g, of_kernel))
 
     chosen = kernel_gradient if general.is_kernel_gradient else convolution
     return functools.partial(
@@ -177,11 +180,6 @@ def _grouped(general: General, lhs: jax.Array) -> jax.Array:
     x = lax.reshape(x, (groups, images // groups, *sizes, channels))
     x = lax.transpose(x, (*range(1, x.ndim - 1), 0, x.ndim - 1))
     return lax.reshape(x, (images // groups, *sizes, groups * channels))
-
-
-def _array(aval: Any) -> jax.core.ShapedArray:
-    """The type of an array, which those of a convolution's arguments and result are."""
-    return aval
 
 
 # --- what is private in JAX -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from support import assert_close, normal, random_like, value_and_vjp
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm._lower import products, rows
+from jaxnorm._lower.platforms import forced
 
 TOKENS, H = (2, 3), 5
 EVERYTHING = {"ignore_index": 2, "label_smoothing": 0.2, "logit_softcap": 1.5}
@@ -186,11 +187,6 @@ def test_vocabulary_parallel_entropy_moves_one_pmax_and_one_psum():
 # --- what a GPU or TPU runs -----------------------------------------------------------------------------------------
 
 
-def elsewhere(*arrays, cpu, default):
-    """`platform_dependent` of another platform."""
-    return default(*arrays)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_blocks_of_other_platforms(monkeypatch, dtype):
     """Two widths in one program, and the wider one alone.
@@ -214,17 +210,17 @@ def test_blocks_of_other_platforms(monkeypatch, dtype):
         monkeypatch.setattr(rows, name, value)
     assert rows.block_widths(6) == (10, 20)
     assert_close(run(), wanted, 1e-10 if dtype == jnp.float64 else 1e-5)
-    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
-    assert_close(run(), wanted, 1e-10 if dtype == jnp.float64 else 1e-5)
+    with forced("cuda"):
+        assert_close(run(), wanted, 1e-10 if dtype == jnp.float64 else 1e-5)
 
 
-def test_cotangents_are_rounded_where_both_operands_are_bfloat16(monkeypatch):
+def test_cotangents_are_rounded_where_both_operands_are_bfloat16():
     x, kernel, d = normal(4, 8, dtype=jnp.bfloat16), normal(8, 6, dtype=jnp.bfloat16), normal(4, 6, dtype=jnp.float32)
     exact = np.asarray(d, np.float64) @ np.asarray(kernel, np.float64).T
-    monkeypatch.setattr(jax.lax, "platform_dependent", elsewhere)
     for other, error in ((jnp.bfloat16, 2**-8), (jnp.float32, 1e-6)):
         back = products.dot_of_cotangent(x, kernel.astype(other), jnp.float32)
-        dx = back(d, kernel.astype(other), (1, 1), jnp.float32)
+        with forced("cuda"):
+            dx = back(d, kernel.astype(other), (1, 1), jnp.float32)
         assert dx.dtype == jnp.float32
         relative = np.max(np.abs(np.asarray(dx, np.float64) - exact)) / np.max(np.abs(exact))
         assert relative < error and (relative > 1e-5) == (other == jnp.bfloat16)

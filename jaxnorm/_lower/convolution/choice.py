@@ -18,7 +18,7 @@ from jax import lax
 from jaxnorm._cotangents import cast
 from jaxnorm._lower.convolution import forward, kernel_gradient
 from jaxnorm._lower.convolution.geometry import Geometry, Order, transposed_kernel
-from jaxnorm._lower.convolution.primitive import apply
+from jaxnorm._lower.convolution.primitive import apply, lowered
 from jaxnorm._lower.convolution.product import Formulations, Product
 
 # A group of up to this many channels in is summed tap by tap. A convolution for each group does more arithmetic with
@@ -144,23 +144,6 @@ def correlate(geometry: Geometry, x: jax.Array, g: jax.Array, x_order: Order, y_
     return apply(product, x, g)
 
 
-def convolve_on_cpu(
-    geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]
-) -> jax.Array:
-    """Equation (1) without the bias where a CPU's program is being written: nothing is left to choose by platform.
-
-    `orders` are those of x, the kernel and y. No array is empty.
-    """
-    product = Product(_CONVOLVE, geometry, geometry.dtype, *orders)
-    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, kernel))
-
-
-def correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]) -> jax.Array:
-    """Equation (4) likewise; `orders` are those of x, g and dkernel."""
-    product = Product(_CORRELATE_IN_LOOPS, geometry, geometry.dtype, *orders)
-    return product.apart(Product.on_cpu, *_of_one_dtype(geometry, x, g))
-
-
 def _of_one_dtype(geometry: Geometry, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Both as they are if their dtypes agree, or in the dtype of the accumulation."""
     if a.dtype == b.dtype and geometry.dtype != jnp.float64:
@@ -208,6 +191,34 @@ _CORRELATE = Formulations(
     sums_batch=True,
     waits=True,
 )
-# A program that was written without this library in mind has many depthwise convolutions, and its compile time counts
-# too: a loop over the taps takes a little longer to run than all of them unrolled, and half as long to compile.
-_CORRELATE_IN_LOOPS = dataclasses.replace(_CORRELATE, on_cpu=functools.partial(_correlate_on_cpu, unrolled_taps=0))
+
+
+def _correlate_in_loops(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """For programs that were written without this library in mind, whose compile time counts too.
+
+    Such a program may have depthwise convolutions of many shapes, and a loop over the taps takes a little longer to run
+    than all of them unrolled, and about half as long to compile.
+    """
+    return _correlate_on_cpu(geometry, x, g, unrolled_taps=0)
+
+
+_CORRELATE_IN_LOOPS = dataclasses.replace(_CORRELATE, on_cpu=_correlate_in_loops)
+
+
+# --- where a CPU's program is being written -------------------------------------------------------------------------
+
+
+def convolve_in(
+    module: Any, geometry: Geometry, x: jax.Array, kernel: jax.Array, orders: tuple[Order, Order, Order]
+) -> jax.Array:
+    """`convolve` in a module for a CPU; `orders` are those of x, the kernel and y, of which none is empty."""
+    product = Product(_CONVOLVE, geometry, geometry.dtype, *orders)
+    return product.apart(functools.partial(lowered, module), *_of_one_dtype(geometry, x, kernel))
+
+
+def correlate_in(
+    module: Any, geometry: Geometry, x: jax.Array, g: jax.Array, orders: tuple[Order, Order, Order]
+) -> jax.Array:
+    """`correlate` in a module for a CPU; `orders` are those of x, g and dkernel, of which none is empty."""
+    product = Product(_CORRELATE_IN_LOOPS, geometry, geometry.dtype, *orders)
+    return product.apart(functools.partial(lowered, module), *_of_one_dtype(geometry, x, g))

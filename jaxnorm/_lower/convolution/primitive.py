@@ -81,6 +81,12 @@ def _for_devices(module: mlir.ModuleContext, product: Product) -> Callable[[jax.
     return functools.partial(_marked, product)
 
 
+def lowered(module: mlir.ModuleContext, product: Product, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product in a module for a CPU, where nothing is left to choose by platform."""
+    function = _for_devices(module, product)
+    return product.on_cpu(a, b) if function == product.compiled else function(a, b)
+
+
 def _marked(product: Product, a: jax.Array, b: jax.Array) -> Any:
     """The product, marked with what it is: JAX's cache of compiled programs sees the mark, and not how it is split."""
     return set_xla_metadata(partitioned(product, a, b), product=str(product))

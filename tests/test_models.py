@@ -298,12 +298,20 @@ def test_layers_without_an_equal_keep_their_code_and_are_reported(case):
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
 
-DTYPES = [{}, {"dtype": BF16}, {"dtype": F32}, {"param_dtype": BF16}, {"dtype": jnp.float16, "param_dtype": F64}]
+DTYPES = [
+    (F64, {}),
+    (F32, {}),
+    (BF16, {}),
+    (jnp.int32, {"param_dtype": BF16}),
+    (F32, {"dtype": BF16}),
+    (BF16, {"dtype": F32}),
+    (BF16, {"param_dtype": BF16}),
+    (F64, {"dtype": jnp.float16, "param_dtype": F64}),
+]
 
 
-@pytest.mark.parametrize("dtype", [F64, F32, BF16, jnp.int32])
-@pytest.mark.parametrize("options", DTYPES, ids=str)
-def test_dtypes_of_flax_layers(options, dtype):
+@pytest.mark.parametrize(("dtype", "options"), DTYPES, ids=str)
+def test_dtypes_of_flax_layers(dtype, options):
     training = {"use_running_average": False}
     for make, shape, *call in (
         (lambda nn, **o: nn.Dense(5, **o), (2, 3)),

@@ -17,7 +17,7 @@ from jaxnorm.check._proof.machine import Facts, Machine, Undecided
 from jaxnorm.check._proof.problem import Problem, Program
 from jaxnorm.check._proof.residues import AllRoots, BadDraw, Field, Residues
 
-PATIENCE = 80  # rounds of drawing without fewer bad roots than ever
+PATIENCE = 60  # rounds of drawing without fewer bad roots
 SURVEY = 128  # draws in which something that is no square by its form turns out to be none
 
 
@@ -66,23 +66,26 @@ class Run:
 
 
 def find_points(runs: list[Run], domain: Residues, drawn: Field, unknowns: int) -> Field:
-    """Changes what was drawn until every root of these programs exists."""
-    influence, fewest, since = None, np.inf, 0
+    """Changes what was drawn until every root of these programs exists, by changes that leave no fewer in a draw."""
+    bad = np.concatenate([run.bad_roots(domain, drawn) for run in runs])
+    if not bad.any():
+        return drawn
+    influence = [d.reshape(-1, d.shape[-1]) for run in runs for d in run.dependencies(domain, unknowns)]
+    influence, since = np.concatenate(influence), 0
     while since < PATIENCE:
+        again = np.split(_drawn_again(influence, bad), len(domain.primes))
+        tried = tuple(map(np.where, again, domain.draw((unknowns,)), drawn))
+        since += 1
         try:
-            bad = np.concatenate([run.bad_roots(domain, drawn) for run in runs])
+            now = np.concatenate([run.bad_roots(domain, tried) for run in runs])
         except BadDraw:
-            if influence is None:  # no accident: it is the same at every point
-                raise
-            since, bad = since + 1, np.ones((len(influence), domain.draws), bool)
+            continue
+        kept = now.sum(0) <= bad.sum(0)
+        since = 0 if now[:, kept].sum() < bad[:, kept].sum() else since
+        drawn = tuple(np.where(kept, t, d) for t, d in zip(tried, drawn, strict=True))
+        bad = np.where(kept, now, bad)
         if not bad.any():
             return drawn
-        fewest, since = (bad.sum(), 0) if bad.sum() < fewest else (fewest, since + 1)
-        if influence is None:
-            found = [d.reshape(-1, d.shape[-1]) for run in runs for d in run.dependencies(domain, unknowns)]
-            influence = np.concatenate(found)
-        again = np.split(_drawn_again(influence, bad), len(domain.primes))
-        drawn = tuple(map(np.where, again, domain.draw((unknowns,)), drawn))
     raise Undecided("no points were found at which all roots and logarithms exist")
 
 

@@ -301,14 +301,11 @@ def _pooling_cases() -> list[Case]:
     cases = []
     for name in ("max_pool", "avg_pool"):
         cases += [
-            Case(name, "2x2", {"x": image}, {"window": 2}),
             Case(name, "3x3, stride 2, same", {"x": image}, {"window": 3, "strides": 2, "padding": "SAME"}),
-            Case(name, "gaps", {"x": image}, {"window": (1, 2), "strides": (2, 3), "padding": "SAME_LOWER"}),
-            Case(name, "overlaps", {"x": image}, {"window": (5, 3), "strides": (1, 2), "padding": ends}),
+            Case(name, "overlaps", {"x": image}, {"window": (4, 3), "strides": (1, 2), "padding": ends}),
             Case(name, "channels first", {"x": first}, {"window": 3, "strides": 2, "padding": 1, "feature_axis": 1}),
             Case(name, "1-D, causal", {"x": signal}, {"window": 4, "strides": 1, "padding": ((3, 0),)}),
             Case(name, "3-D", {"x": volume}, {"window": (2, 3, 2), "strides": (1, 2, 1), "padding": (0, 1, 0)}),
-            Case(name, "whole", {"x": image}, {"window": (7, 8)}),
         ]
     without = {"strides": 2, "padding": "SAME", "count_include_pad": False}
     return [

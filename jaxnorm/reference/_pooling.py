@@ -1,6 +1,6 @@
-"""Pooling by way of every entry of every window, stacked along a new axis."""
+"""Pooling by way of every entry of every window, along a new axis."""
 
-import itertools
+import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,18 +18,19 @@ def _entries(x, window, strides, padding, feature_axis):
     padding = lax.padtype_to_pads(sizes, window, strides, padding) if isinstance(padding, str) else padding
     padding = (padding,) * len(axes) if isinstance(padding, int) else padding
     pads = [(p, p) if isinstance(p, int) else p for p in padding]
-    entries, are_in = [], []
-    for offsets in itertools.product(*map(range, window)):
-        entry, is_in = x, jnp.ones((1,) * x.ndim, bool)
-        for axis, size, k, s, (low, high), offset in zip(axes, sizes, window, strides, pads, offsets, strict=True):
-            at = s * jnp.arange(max(0, (size + low + high - k) // s + 1)) + offset - low
-            view = [-1 if a == axis else 1 for a in range(x.ndim)]
-            is_in = is_in & ((at >= 0) & (at < size)).reshape(view)
-            ends = [(0, a == axis) for a in range(x.ndim)]  # so that an empty x has an entry too
-            entry = jnp.take(jnp.pad(entry, ends), jnp.clip(at, 0, size), axis=axis)
-        entries.append(jnp.where(is_in, entry, 0))
-        are_in.append(jnp.broadcast_to(is_in, entry.shape))
-    return jnp.stack(entries, -1), jnp.stack(are_in, -1)
+    entries, are_in = x, jnp.ones((1,) * x.ndim, bool)
+    for n, (axis, size, k, s, (low, high)) in enumerate(zip(axes, sizes, window, strides, pads, strict=True)):
+        count = max(0, (size + low + high - k) // s + 1)
+        at = s * jnp.arange(count)[:, None] + jnp.arange(k)[None, :] - low
+        is_in = ((at >= 0) & (at < size)).reshape([count if a == axis else 1 for a in range(x.ndim)] + [1] * n + [k])
+        are_in = are_in[..., None] & is_in
+        entries = jnp.pad(entries, [(0, a == axis) for a in range(x.ndim + n)])  # so that an empty x has an entry too
+        entries = jnp.take(entries, jnp.clip(at, 0, size).reshape(-1), axis=axis)
+        entries = entries.reshape(*entries.shape[:axis], count, k, *entries.shape[axis + 1 :])
+        entries = jnp.moveaxis(entries, axis + 1, -1)
+    are_in = jnp.broadcast_to(are_in, entries.shape)
+    shape = (*entries.shape[: x.ndim], math.prod(window))
+    return jnp.where(are_in, entries, 0).reshape(shape), are_in.reshape(shape)
 
 
 def max_pool(x, window, *, strides=None, padding="VALID", feature_axis=-1):

@@ -82,10 +82,10 @@ class Product:
         compute them element by element within the padding of a sum over taps, and a loop over groups would repeat them.
         """
         if self.geometry.groups == 1:
-            return _differentiable(self, a, b)
+            return of(self, a, b)
         canonical = tuple(range(a.ndim))
         inner = dataclasses.replace(self, a_order=canonical, b_order=canonical, result_order=canonical)
-        return self.run(lambda _, a, b: _differentiable(inner, a, b), a, b)
+        return self.run(lambda _, a, b: of(inner, a, b), a, b)
 
     def run(self, formulation: Formulation, a: jax.Array, b: jax.Array) -> jax.Array:
         """The formulation's result for the caller's arrays, in the caller's order."""

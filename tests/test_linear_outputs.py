@@ -36,8 +36,10 @@ def pulled_back(function, floats, seed=0):
     return value, top, vjp(random_like(value, seed))
 
 
-@pytest.mark.parametrize(("v", "block_size"), [(13, 1), (13, 4), (13, 20), (37, None), (61, 12)])
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("v", "block_size", "options"),
+    [(13, 1, {}), (37, 4, {}), (13, 20, EVERYTHING), (37, None, EVERYTHING), (61, 12, EVERYTHING)],
+)
 def test_equals_the_twin(options, v, block_size):
     *floats, labels = inputs(v)
     run = jax.jit(pulled_back, static_argnums=0)
@@ -49,16 +51,14 @@ def test_what_is_asked_for_comes_in_order():
     hidden, kernel, _, _, labels = inputs(5)
     every = jn.linear_softmax_cross_entropy(hidden, kernel, labels, **ALL)
     assert every[3].dtype == jnp.int32 and [r.shape for r in every] == [TOKENS] * 4
-    for n in range(8):
+    for n in (0, 1, 2, 4, 6):
         asked = {name: bool(n >> i & 1) for i, name in enumerate(ALL)}
         got = jn.linear_softmax_cross_entropy(hidden, kernel, labels, **asked)
         wanted = [every[0], *(r for r, name in zip(every[1:], ALL, strict=True) if asked[name])]
         assert_close(got, tuple(wanted) if n else wanted[0])
 
 
-@pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize("cap", [None, 200.0])
-@pytest.mark.parametrize("lead", [20, 40, 80])
+@pytest.mark.parametrize(("lead", "cap", "label"), [(20, None, 0), (40, 200.0, 1), (80, None, 1), (80, 200.0, 0)])
 def test_confident_entropies_keep_their_digits(lead, cap, label):
     """Whether the label leads or another class; the loss's and the label's too."""
     row = -np.random.default_rng(0).random(1000) * 3
@@ -112,7 +112,7 @@ def test_entropies_are_never_negative_and_infinite_logits_do_no_harm():
         assert top.tolist() == [1, 1, 0, 0, 0, 2]
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 3, 40, 100])
+@pytest.mark.parametrize("block_size", [2, 40, 100])
 def test_the_first_of_several_top_classes(block_size):
     bias = jnp.asarray(np.random.default_rng(0).integers(0, 3, (20, 71)), jnp.float32)
     of_row = partial(jn.linear_softmax_cross_entropy, jnp.zeros(1), jnp.zeros((1, 71)), 0)
@@ -149,8 +149,7 @@ SPECS = (P(), P(None, "vocabulary"), P("vocabulary"), P())
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("taken", ["inside", "outside"])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(("check_vma", "taken"), [(True, "inside"), (False, "inside"), (True, "outside")])
 def test_vocabulary_parallel_equals_one_device(check_vma, taken):
     *floats, labels = inputs(24)
     function = partial(outputs, jn, labels, block_size=2, axis_name="vocabulary", **EVERYTHING)
@@ -187,14 +186,13 @@ def test_vocabulary_parallel_entropy_moves_one_pmax_and_one_psum():
 # --- what a GPU or TPU runs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
-def test_blocks_of_other_platforms(monkeypatch, dtype):
+def test_blocks_of_other_platforms(monkeypatch):
     """Two widths in one program, and the wider one alone.
 
     Without a soft cap, whose rounding a barrier fixes that XLA's CPU backend removes.
     """
     options = EVERYTHING | {"logit_softcap": None}
-    arrays = *(a.astype(dtype) for a in inputs(61)[:4]), inputs(61)[4]
+    arrays = inputs(61)
 
     def run():
         *floats, labels = arrays
@@ -209,9 +207,9 @@ def test_blocks_of_other_platforms(monkeypatch, dtype):
     ):
         monkeypatch.setattr(rows, name, value)
     assert rows.block_widths(6) == (10, 20)
-    assert_close(run(), wanted, 1e-10 if dtype == jnp.float64 else 1e-5)
+    assert_close(run(), wanted)
     with forced("cuda"):
-        assert_close(run(), wanted, 1e-10 if dtype == jnp.float64 else 1e-5)
+        assert_close(run(), wanted)
 
 
 def test_cotangents_are_rounded_where_both_operands_are_bfloat16():

@@ -84,8 +84,8 @@ class Inputs(NamedTuple):
         mask = self.mask
         if mask is None:
             return self
-        rows = (of._replace(hidden=jnp.where(mask, of.x, 0)) for of in (self.student, self.teacher))
-        return Inputs(*rows, self.where)
+        student, teacher = (of._replace(hidden=jnp.where(mask, of.x, 0)) for of in (self.student, self.teacher))
+        return Inputs(student, teacher, self.where)
 
 
 class Block(NamedTuple):

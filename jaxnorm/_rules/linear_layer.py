@@ -79,8 +79,9 @@ def layer_cotangents(layer: Layer, sums: LayerGradients) -> tuple[jax.Array, jax
     """The gradients as the arguments must receive them."""
     dhidden = cotangent_for(layer.hidden, reshape(sums.x, layer.hidden.shape))
     dkernel = cotangent_for(layer.kernel, sums.kernel)
-    has_bias = layer.bias is not None and sums.bias is not None
-    return dhidden, dkernel, cotangent_for(layer.bias, sums.bias) if has_bias else None
+    if layer.bias is None or sums.bias is None:
+        return dhidden, dkernel, None
+    return dhidden, dkernel, cotangent_for(layer.bias, sums.bias)
 
 
 def place(whole: jax.Array, part: jax.Array, start: Start) -> jax.Array:

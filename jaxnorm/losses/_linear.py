@@ -196,7 +196,7 @@ def linear_softmax_cross_entropy(
       ...     hidden, kernel.at[:, 2].set(10.0), jnp.array([0, 4]), return_entropy=True, return_top=True
       ... )
       >>> print(entropy, top)
-      [1.1604359e-11 1.1604359e-11] [2 2]
+      [1.16e-11 1.16e-11] [2 2]
 
     References:
       Wijmans et al. 2024, https://arxiv.org/abs/2411.09009; Mnih et al. 2016, https://arxiv.org/abs/1602.01783 (the

@@ -95,13 +95,14 @@ def _linear_bwd(
     options: Options, residuals: Residuals, cotangents: Results
 ) -> tuple[jax.Array, jax.Array, None, jax.Array | None, jax.Array | None]:
     inputs, dtype = residuals.inputs, residuals.shift.dtype
-    g, h, k = (None if ct is None else cast(reshape(ct, residuals.shift.shape), dtype) for ct in cotangents[:3])
+    given = [cotangent for cotangent in cotangents[:3] if cotangent is not None]  # without the entropy two
+    g, h, *k = (cast(reshape(cotangent, residuals.shift.shape), dtype) for cotangent in given)
     if options.axis_name is not None and not varying_axes(inputs.offset):
         # With check_vma=False each device has its own part of the cotangents, and the transpose of the forward pass's
         # psum is the psum of these parts. With check_vma=True every device has the whole cotangents already, and
         # `cotangent_for` sums what the replicated arguments receive.
         g, h, k = lax.psum((g, h, k), options.axis_name)
-    tokens = _tokens(options, residuals, g, h, k)
+    tokens = _tokens(options, residuals, g, h, *k)
     back = dot_of_cotangent(inputs.hidden, inputs.kernel, dtype)
 
     def add(sums: rule.Gradients, start: Start, size: int) -> rule.Gradients:
@@ -122,7 +123,9 @@ def _linear_bwd(
 linear_loss.defvjp(_linear_fwd, _linear_bwd)
 
 
-def _tokens(options: Options, residuals: Residuals, g: jax.Array, h: jax.Array, k: jax.Array | None) -> rule.Tokens:
+def _tokens(
+    options: Options, residuals: Residuals, g: jax.Array, h: jax.Array, k: jax.Array | None = None
+) -> rule.Tokens:
     """What the backward pass takes of each token, from what is kept and the cotangents."""
     row, of_entropy = _row(options, residuals), None
     if k is not None and residuals.gap is not None:

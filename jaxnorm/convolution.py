@@ -193,7 +193,7 @@ def conv_transpose(
 def _on_mesh(options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The convolution of checked arrays, on explicit mesh axes of whole rows.
 
-    XLA's partitioner computes wrong gradients of convolutions whose rows are split, so x is gathered along them.
+    The result's type says how it is split, and not every number of rows divides: so x is gathered along its rows.
     """
     of_x, of_y = options.layout.x, options.layout.y
     x = gathered(x, of_x[1:-1])

@@ -114,7 +114,7 @@ def test_a_batch_on_explicit_axes_sends_sums_alone(index: int):
 @pytest.mark.parametrize("spec", [P(None, "batch"), P("batch", "features"), P("batch", None, "features")], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4], ids="{} groups".format)
 def test_convolutions_gather_rows_on_explicit_axes(groups: int, spec: P):
-    """XLA's partitioner computes wrong kernel gradients of split rows."""
+    """The result's type would have to say whether its rows divide."""
     x, kernel = normal(8, 8, 6, 4), normal(3, 3, 4 // groups, 8)
     conv = partial(jn.conv, feature_group_count=groups)
     cotangent = random_like(jax.eval_shape(conv, x, kernel))

@@ -43,7 +43,6 @@ from matplotlib import pyplot
 
 CLASSES = 10
 LEARNING_RATE = 1e-3
-RESULTS = Path(__file__).parent / "results"
 
 Loss = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]  # of parameters, images, labels; state as aux
 SIDES = ("original", "jaxnorm")
@@ -250,7 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--size", type=positive_int, default=64, help="of an image's sides")
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each side of a model")
     parser.add_argument("--steps", type=positive_int, default=3, help="of gradient descent whose losses are recorded")
-    parser.add_argument("--output", type=Path, help="a folder for zoo.json and zoo.png")
+    parser.add_argument(
+        "--output", type=Path, help="a folder for zoo.json and zoo.png, such as experiments/results/zoo"
+    )
     options = parser.parse_args(arguments)
     console, rows = Console(), []
     chosen = [name for name in options.models if not missing(name)]

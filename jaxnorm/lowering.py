@@ -27,7 +27,8 @@ from jaxnorm._lower.convolution.choice import convolve_in, correlate_in
 from jaxnorm._sharding import with_shardings
 
 _lock = threading.RLock()
-_original: Any = None  # JAX's own entry of the table of lowerings, while ours is in its place
+_original: Any = None  # the entry of JAX's table of lowerings that ours took the place of
+_is_installed = False
 _counts: Counter[str] = Counter()
 _left: Counter[str] = Counter()
 _thread = threading.local()  # `within`: whether this thread is lowering one of our formulations
@@ -49,23 +50,24 @@ def install() -> None:
       1
       >>> jaxnorm.lowering.uninstall()
     """
-    global _original
+    global _original, _is_installed
     with _lock:
-        if _original is None:
+        if not _is_installed:
             _counts.clear()
             _left.clear()
             _original = _registered()
             mlir.register_lowering(lax.conv_general_dilated_p, _lower, platform="cpu")
+            _is_installed = True
             jax.clear_caches()
 
 
 def uninstall() -> None:
     """Puts JAX's own lowering back as it was, and clears JAX's caches. Without `install` it does nothing."""
-    global _original
+    global _is_installed
     with _lock:
-        if _original is not None:
+        if _is_installed:
             mlir.register_lowering(lax.conv_general_dilated_p, _original.rule, platform="cpu", inline=_original.inline)
-            _original = None
+            _is_installed = False
             jax.clear_caches()
 
 
@@ -76,7 +78,7 @@ def installed() -> Iterator[None]:
     It holds for all threads, as `install` does. A function that was traced in it runs as it was compiled there, until
     the context ends and the caches are cleared.
     """
-    was_installed = _original is not None
+    was_installed = _is_installed
     install()
     try:
         yield
@@ -96,7 +98,7 @@ def report() -> dict[str, Any]:
     """
     with _lock:
         return {
-            "installed": _original is not None,
+            "installed": _is_installed,
             "convolutions": _counts["convolutions"],
             "kernel_gradients": _counts["kernel_gradients"],
             "left": dict(_left),
@@ -111,16 +113,13 @@ def _lower(ctx: mlir.LoweringRuleContext, lhs: Any, rhs: Any, **options: Any) ->
 
     The convolutions in a formulation are JAX's own: without that, one that is XLA's convolution would never end.
     """
-    original = _original
-    if original is None:  # another thread has uninstalled it since
-        return _registered().rule(ctx, lhs, rhs, **options)
-    if getattr(_thread, "within", False):
-        return original.rule(ctx, lhs, rhs, **options)
+    if not _is_installed or getattr(_thread, "within", False):  # another thread may have uninstalled it since
+        return _original.rule(ctx, lhs, rhs, **options)
     general, reason = _described(ctx, options)
     with _lock:
         (_counts if reason is None else _left).update([reason or _kind(general)])
     if reason is not None:
-        return original.rule(ctx, lhs, rhs, **options)
+        return _original.rule(ctx, lhs, rhs, **options)
     _thread.within = True
     try:
         return mlir.lower_fun(_formulation(general, ctx.module_context, ctx.avals_out[0]), multiple_results=False)(

@@ -284,7 +284,6 @@ def _convolution_cases() -> list[Case]:
             "groups", (2, 6, 5, 4), (3, 3, 2, 6), (1, 2), "VALID", feature_group_count=2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
         ),
-        _general_case("batch groups", (4, 3, 5), (6, 3, 2), (1,), ((1, 0),), batch_group_count=2),
     ]  # fmt: skip
 
 

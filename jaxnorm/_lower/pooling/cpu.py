@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm._cotangents import cast
+from jaxnorm._cotangents import cast, varying_like
 from jaxnorm._lower.calls import outlined
 from jaxnorm._lower.pooling.windows import Elementwise, Windows
 from jaxnorm._lower.sizes import at_most
@@ -111,7 +111,7 @@ class CpuWindows(Windows):
 
         def first(k: Index) -> tuple[jax.Array, jax.Array]:
             entry = self._entry(x, k)
-            return entry, self._number_of_entry(k, entry.shape)
+            return entry, varying_like(self._number_of_entry(k, entry.shape), entry)
 
         def later(found: tuple[jax.Array, jax.Array], k: Index) -> tuple[jax.Array, jax.Array]:
             best, winner = found

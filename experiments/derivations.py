@@ -4,6 +4,9 @@ Cotangents are random, arrays float64. A right derivation must agree to a relati
 difference over the largest entry; a mistaken one must be off by 1e-3 or more, and it is said why. Anything else ends in
 exit status 1. Derivation and truth are compiled apart, so that the compiler cannot make one of the two.
 
+With --exact `jaxnorm.check.prove` decides them too, in exact arithmetic and without a tolerance, but for the formula of
+sizes, which is one of integers: a right derivation must be proven and a mistaken one refuted.
+
 Then the three ways to write dscale that the second note weighs are timed in float32: compared first, then run in random
 turns over all sizes. How a median grows with N and D is the slope of a straight line through the logarithms, over the
 sizes measured, with all that a call costs.
@@ -32,6 +35,7 @@ from rich.table import Table
 
 import jaxnorm as jn
 from jaxnorm import reference
+from jaxnorm.check import prove
 
 RIGHT, WRONG = 1e-10, 1e-3  # the largest error of what is right, the least of what is mistaken
 
@@ -57,6 +61,11 @@ class Derivation:
         derived = jax.jit(self.derive)(*self.inputs)
         found = [jax.tree.map(relative_error, derived, jax.jit(truth)(*self.inputs)) for truth in self.truths]
         return float(np.max(jax.tree.leaves(found)))  # unlike max(), NaN if one of them is
+
+    def exact(self) -> str:
+        """What exact arithmetic says: proven, refuted or undecided; nothing of what has no real arguments."""
+        found = [prove(self.derive, *self.inputs, reference=truth).holds for truth in self.truths if self.inputs]
+        return "refuted" if False in found else "undecided" if None in found else "proven" if found else ""
 
 
 def relative_error(derived: jax.Array, truth: jax.Array) -> float:
@@ -360,20 +369,26 @@ def plot(path: Path, timings: list[dict[str, Any]], exponents: list[dict[str, An
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
-def compared() -> list[dict[str, Any]]:
-    """Every derivation run in float64, as the rows of the table."""
+def compared(*, exact: bool = False) -> list[dict[str, Any]]:
+    """Every derivation run in float64, and if asked proven or refuted, as the rows of the table."""
     with jax.enable_x64(True):
         rows = []
         for each in track(derivations(), description="comparing", transient=True):
             error = each.error()
             row = {"name": each.name, "note": each.note, "error": error, "verdict": verdict(error)}
+            row |= {"exact": each.exact()} if exact else {}
             rows.append(row | {"right": each.right, "why": each.why})
     return rows
 
 
 def unexpected(rows: list[dict[str, Any]]) -> list[str]:
     """The rows whose verdict is not the one that they should have."""
-    return [row["name"] for row in rows if row["verdict"] != ("right" if row["right"] else "wrong")]
+    expected = {True: ("right", "proven"), False: ("wrong", "refuted")}
+    return [
+        row["name"]
+        for row in rows
+        if row["verdict"] != expected[row["right"]][0] or row.get("exact", "") not in ("", expected[row["right"]][1])
+    ]
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
@@ -383,10 +398,14 @@ def show(console: Console, found: dict[str, Any]) -> None:
     table.add_column("note")
     table.add_column("largest relative error", justify="right")
     table.add_column("verdict")
+    exact = any("exact" in row for row in found["derivations"])
+    if exact:
+        table.add_column("exactly")
     bad = unexpected(found["derivations"])
     for row in found["derivations"]:
         style = "bold red" if row["name"] in bad else "yellow" if row["verdict"] == "wrong" else None
-        table.add_row(row["name"], row["note"], f"{row['error']:.1e}", row["verdict"], style=style)
+        cells = row["name"], row["note"], f"{row['error']:.1e}", row["verdict"], *([row["exact"]] if exact else [])
+        table.add_row(*cells, style=style)
     console.print(table)
     verdicts = [row["verdict"] for row in found["derivations"]]
     console.print(
@@ -426,13 +445,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         help="sizes of D to time, at the middle one of N",
     )  # fmt: skip
     parser.add_argument("--repeats", type=positive_int, default=25, help="calls of each form at each size")
+    parser.add_argument("--exact", action="store_true", help="also prove or refute every derivation")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write everything here")
     parser.add_argument("--plot", type=png_path, metavar="FILE", help="draw the timings here, a .png file")
     options = parser.parse_args(argv)
     for name in ("samples", "features"):
         if len(set(getattr(options, name))) < 2:
             parser.error(f"argument --{name}: a growth needs two sizes")
-    rows = compared()
+    rows = compared(exact=options.exact)
     timings = measure(options.samples, options.features, options.repeats)
     found: dict[str, Any] = {
         "derivations": rows,

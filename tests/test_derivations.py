@@ -48,6 +48,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "1 right" in printed and "1 wrong" in printed and "factors to add were multiplied" in printed
 
 
+def test_a_right_derivation_is_proven_and_a_mistaken_one_refuted(monkeypatch: pytest.MonkeyPatch):
+    chosen = "dx in closed form", "dx, var by x with the factor -1/m", "rows of dX, with the remainder"
+    only(monkeypatch, *chosen)
+    rows = derivations.compared(exact=True)
+    assert {row["name"]: row["exact"] for row in rows} == dict(zip(chosen, ("proven", "refuted", ""), strict=True))
+    assert derivations.unexpected(rows) == []
+    assert derivations.unexpected([{**row, "exact": "undecided"} for row in rows if row["exact"]]) == list(chosen[:2])
+
+
 def planted(monkeypatch: pytest.MonkeyPatch, name: str, value):
     """The exit's message when the notes' function of this name gives another value."""
     monkeypatch.setattr(notes, name, value)

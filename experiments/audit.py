@@ -82,6 +82,7 @@ class Subject:
     call: str
     truth: str
     arguments: dict[str, str] = field(default_factory=dict)
+    low: str = "float32"  # the low precision that is judged
     specs: str = ""  # of the arguments on a mesh; "" checks one device
 
     @property
@@ -91,7 +92,7 @@ class Subject:
         if self.specs:
             options = f"mesh=jax.make_mesh((4, 2), ('data', 'model')), in_specs={self.specs}, checks=['auto axes']"
             return f"check_mesh(lambda {names}: {self.call}, {values}, {options})"
-        options = "checks=['precision', 'digits'], dtypes=[jnp.float32], tolerance=1e-6"
+        options = f"checks=['precision', 'digits'], dtypes=[jnp.{self.low}], tolerance=1e-6"
         return f"check_vjp(lambda {names}: {self.call}, {values}, reference=lambda {names}: {self.truth}, {options})"
 
     @property
@@ -187,7 +188,8 @@ def _norms() -> list[Subject]:
     whole = "jnp.sum(reference.linear_softmax_cross_entropy(h, w, labels)).astype(jnp.float32)"
     for words, size in (("V a multiple of 1024", 2048), ("V not a multiple of 1024", 2000)):
         arrays = {"h": "normal(16, 32)", "w": f"normal(32, {size})", "labels": f"integers(16, {size})"}
-        found.append(Subject("tokamax linear cross-entropy", words, blocks, whole, arrays))
+        for low in ("float32", "bfloat16"):
+            found.append(Subject("tokamax linear cross-entropy", f"{words}, {low}", blocks, whole, arrays, low))
     return found
 
 
@@ -202,8 +204,8 @@ def _convolutions() -> list[Subject]:
         arrays = {"x": image, "k": kernel}
         for sharded, spec in (("batch over one axis", "P('data')"), ("batch and rows", "P('data', 'model')")):
             about = f"{words}, {sharded}"
-            found.append(Subject("jax.lax convolution on a mesh", about, lax, "", arrays, f"({spec}, P())"))
-            found.append(Subject("flax Conv on a mesh", about, flax, "", arrays, f"({spec}, P())"))
+            found.append(Subject("jax.lax convolution on a mesh", about, lax, "", arrays, specs=f"({spec}, P())"))
+            found.append(Subject("flax Conv on a mesh", about, flax, "", arrays, specs=f"({spec}, P())"))
     return found
 
 

@@ -45,7 +45,7 @@ def in_float32(wrong: str = "", cast: bool = True) -> Callable[..., Any]:
 
 
 def test_a_rule_that_fixes_float32_is_judged_at_that_precision_and_said_to_be():
-    for seed in range(5):
+    for seed in range(2):
         report = check_vjp(in_float32(), normal(4, 7, seed=seed), LABELS, reference=cross_entropy)
         report.raise_if_failed()
     assert any(row.about == "precision" and "float32" in row.note for row in report.rows)
@@ -215,7 +215,7 @@ def test_a_wrong_tangent_rule_is_rejected(wrong: str, failure: str):
 
 
 def test_right_tangent_rules_are_accepted():
-    for seed in range(5):
+    for seed in range(2):
         args = normal(4, 3, seed=seed), normal(3, seed=seed)
         check_jvp(product(), *args, reference=scaled_plain, seed=seed).raise_if_failed()
     check_jvp(product(), normal(4, 3), normal(3)).raise_if_failed()

@@ -179,6 +179,7 @@ def test_infinite_and_extreme_logits(loss):
                 assert not gradient.any()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @over([case for case in CASES if "softmax" in case.name and "linear" not in case.name])

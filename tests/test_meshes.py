@@ -84,6 +84,7 @@ def test_explicit_axes_under_jit_equal_one_device(index: int, how: str):
     check(p.function, split(p, how), p.cotangent, p.wanted, jit=True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["batch and sequence", "batch and features"])
 @over_operations
 def test_twins_on_explicit_axes_equal_one_device(index: int, how: str):

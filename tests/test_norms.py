@@ -253,6 +253,7 @@ OTHERS = [("tpu", case) for case in CASES if "norm" in case.name]
 OTHERS += [("cuda", case) for case in CHOSEN if "norm" in case.name]  # which differs from a TPU's in inference alone
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(("platform", "case"), OTHERS, ids=[f"{p}-{c}".replace(" ", "_") for p, c in OTHERS])
 def test_every_case_with_other_platforms_sums(platform, case):

@@ -10,6 +10,14 @@ from jaxnorm.check._cases import Case
 from jaxnorm.check._library import check_case
 
 
+@pytest.mark.quick
+@pytest.mark.usefixtures("quick_compilation")
+@over([case for case in CASES if case is next(c for c in CASES if c.name == case.name)])
+def test_first_case(case: Case):
+    """Values and cotangents of every function in float64."""
+    check_case(case, checks=["precision"], dtypes=[]).raise_if_failed()
+
+
 @over(CHOSEN)
 def test_rule(case: Case):
     """Values, cotangents, transformations and second derivatives in float64; low precisions against autodiff's."""
@@ -22,10 +30,17 @@ def test_rule(case: Case):
 def test_options(case: Case):
     """Of the same rules: what differs by option. A mask takes its own way through vmap."""
     masked = ["transforms"] if "where" in case.args else []
-    checks = ["precision", "second order", *masked]
-    check_case(case, checks=checks, dtypes=[jnp.bfloat16]).raise_if_failed()  # computed in float32
+    check_case(case, checks=["precision", *masked], dtypes=[jnp.bfloat16]).raise_if_failed()  # computed in float32
 
 
+@pytest.mark.thorough
+@pytest.mark.usefixtures("quick_compilation")
+@over([case for case in CASES if case not in CHOSEN])
+def test_second_order_of_options(case: Case):
+    check_case(case, checks=["second order"], dtypes=[]).raise_if_failed()
+
+
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @over(CHOSEN)
 def test_gradients_against_central_differences(case: Case):

@@ -28,6 +28,7 @@ def test_eight_devices_take_one_devices_steps(capsys: pytest.CaptureFixture[str]
         assert text in printed
 
 
+@pytest.mark.thorough
 def test_two_processes_train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(train_parallel, "run_processes", partial(run_processes, timeout=100))
     # Few steps: each waits for the other process, which may wait for a processor.

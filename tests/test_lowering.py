@@ -393,9 +393,9 @@ def test_a_mesh_of_which_some_axes_are_manual_is_left_to_jax():
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [P("data"), P("data", None, None, "model")])
+@pytest.mark.parametrize("spec", [P("data"), P("data", None, None, "model"), P(None, "model")])
 def test_sharded_jit(axis_type, spec):
-    """Also where XLA's partitioner gets JAX's own kernel gradient wrong: the batch over one axis of two."""
+    """Also where XLA's partitioner gets JAX's own kernel gradient wrong: the batch, or rows, over one axis of two."""
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(axis_type,) * 2)
     if axis_type == AxisType.Explicit:
         spec = P("data")  # JAX itself refuses channels that are split against a kernel that is not

@@ -18,13 +18,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import timed
+from common import timed, writable
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
@@ -250,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Parses the command line, checks, prints the table; returns its rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name or inputs hold this text")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="write the rows here")
     options = parser.parse_args(argv)
     names = names_in_code()
     named = [s for s in subjects() if options.only in f"{s.name}, {s.inputs}" and (not s.module or s.module in names)]

@@ -30,7 +30,7 @@ import optax
 from bench_method import ALLOCATOR, in_turns, load_average, machine, quartiles, ratio, temporary_bytes
 from bench_models import TRAINED, LinenNetwork
 from bench_rivals import haiku
-from common import positive_int
+from common import folder, positive_int, seconds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -247,10 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     parser.add_argument("--batch", type=positive_int, default=8)
     parser.add_argument("--size", type=positive_int, default=64, help="of an image's sides")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of timing for each side of a model")
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="of timing for each side of a model")
     parser.add_argument("--steps", type=positive_int, default=3, help="of gradient descent whose losses are recorded")
     parser.add_argument(
-        "--output", type=Path, help="a folder for zoo.json and zoo.png, such as experiments/results/zoo"
+        "--output", type=folder, help="a folder for zoo.json and zoo.png, such as experiments/results/zoo"
     )
     options = parser.parse_args(arguments)
     console, rows = Console(), []

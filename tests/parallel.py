@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import CASES, CHOSEN, is_float, random_like, value_and_vjp
@@ -18,8 +19,18 @@ GRID = jax.make_mesh((4, 2), ("batch", "features"), axis_types=(AxisType.Auto,) 
 # Every function, and the mask of the statistics of every function that has synced ones.
 SHARED = [*CHOSEN, *(c for c in CASES if c.label == "masked" and c.name in ("layer_norm", "rms_norm", "batch_norm"))]
 
+
+def _operation(index: int) -> Any:
+    """The first case of each function, and the others as thorough tests."""
+    case = SHARED[index]
+    is_first = case is next(c for c in SHARED if c.name == case.name)
+    return pytest.param(index, id=str(case).replace(" ", "_"), marks=() if is_first else pytest.mark.thorough)
+
+
+over_operations = pytest.mark.parametrize("index", map(_operation, range(len(SHARED))))
+
 # The arguments that do not grow with the batch: every device has them whole, or its slice of their features.
-PARAMETERS = ("scale", "bias", "kernel", "stats", "class_weights", "teacher_kernel", "teacher_bias")
+PARAMETERS = ("scale", "bias", "kernel", "rhs", "stats", "class_weights", "teacher_kernel", "teacher_bias")
 
 
 class Problem(NamedTuple):

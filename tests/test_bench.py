@@ -36,6 +36,7 @@ def compared(sides: bench_method.Sides) -> dict[str, float | None]:
     return {name: bench_method.error(sides.calls[name](), sides.truth) for name in names}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", SHAPES)
 def test_rivals_compute_the_same_norm(kind: str):
     rivals = (*JAX_RIVALS, *bench.PYTORCH)

@@ -88,12 +88,14 @@ exploring = settings(
 )
 
 
+@pytest.mark.thorough
 @exploring
 @given(geometries(transposed=False))
 def test_conv_matches_lax_on_random_geometries(geometry):
     check_geometry("conv", *geometry)
 
 
+@pytest.mark.thorough
 @exploring
 @given(geometries(transposed=True))
 def test_conv_transpose_matches_lax_on_random_geometries(geometry):

@@ -149,6 +149,7 @@ LIMITS = [
 ]
 
 
+@pytest.mark.thorough
 @exploring
 @given(convolutions(), st.booleans())
 def test_every_formulation_of_y(convolution, few):
@@ -159,6 +160,7 @@ def test_every_formulation_of_y(convolution, few):
     compare(calls, functools.partial(forward.by_lax, geometry), x, kernel)
 
 
+@pytest.mark.thorough
 @exploring
 @given(convolutions(), st.booleans())
 def test_every_formulation_of_dkernel(convolution, few):
@@ -281,6 +283,7 @@ def test_depthwise_under_vmap(strides):
     assert_close(program(x, kernel), stacked([both(reference.conv, *pair) for pair in zip(x, kernel, strict=True)]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("names", [("NHC", "HIO", "NHC"), ("NCH", "OIH", "HNC")], ids=str)
 @pytest.mark.parametrize("size", [2, 17])

@@ -96,7 +96,7 @@ def where_even(mesh: jax.sharding.Mesh, a: jax.Array, entries: list[Any]) -> jax
 # Of the pairs every second one, and of these each half with one platform's formulations: each formulation, geometry
 # and split is met several times.
 PAIRS = [
-    (name, how, ("cpu", "cuda")[(i + j) // 2 % 2])
+    pytest.param(name, how, ("cpu", "cuda")[(i + j) // 2 % 2], marks=pytest.mark.thorough if (i + j) % 8 > 3 else ())
     for i, name in enumerate(GEOMETRIES)
     for j, how in enumerate(SPLITS)
     if (i + j) % 2 == 0

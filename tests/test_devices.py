@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from devices import run_processes
 from jax.sharding import PartitionSpec as P
-from parallel import LINE, SHARED, by_jit, by_shard_map, by_vmap, gradients, problem
+from parallel import LINE, by_jit, by_shard_map, by_vmap, gradients, over_operations, problem
 from support import assert_close, normal
 
 import jaxnorm as jn
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-over_operations = pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(c).replace(" ", "_") for c in SHARED])
 
 
 @pytest.mark.parametrize("taken", ["inside", "outside"])
@@ -39,6 +37,7 @@ def test_automatic_sharding_equals_one_device(index: int, split: str):
     assert_close(by_jit(problem(index), split), problem(index).wanted)
 
 
+@pytest.mark.thorough
 def test_two_processes_equal_one_device():
     """jax.distributed, four devices in each: see two_processes.py."""
     run_processes([sys.executable, str(Path(__file__).with_name("two_processes.py"))], 2, timeout=100)

@@ -218,6 +218,7 @@ def calls(draw):
     }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @settings(max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(calls())

@@ -9,7 +9,7 @@ import pytest
 from devices import collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from parallel import SHARED, Problem, gradients, problem
+from parallel import SHARED, Problem, gradients, over_operations, problem
 from support import assert_close, normal, random_like, value_and_vjp
 
 import jaxnorm as jn
@@ -28,8 +28,6 @@ SPLITS = {
     "batch, parameters by rows": (["batch"], "features", None),
     "batch, parameters by columns": (["batch"], None, "features"),
 }
-
-over_operations = pytest.mark.parametrize("index", range(len(SHARED)), ids=[str(c).replace(" ", "_") for c in SHARED])
 
 
 def placed(array: Any, spec: P, mesh: jax.sharding.Mesh = MESH) -> jax.Array:
@@ -77,7 +75,10 @@ def check(function: Any, args: tuple[Any, Any, Any], cotangent: Any, wanted: Any
     assert shardings(got[1:]) == shardings(args[:2])
 
 
-@pytest.mark.parametrize("how", SPLITS)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(how, marks=pytest.mark.thorough if how in ("batch", "features") else ()) for how in SPLITS],
+)
 @over_operations
 def test_explicit_axes_under_jit_equal_one_device(index: int, how: str):
     p = problem(index)

@@ -77,6 +77,7 @@ exploring = settings(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @exploring
 @given(geometries())
@@ -107,6 +108,7 @@ def test_pooling_matches_its_twin_and_lax_on_random_geometries(geometry):
         assert_close(got, wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @KINDS
 @pytest.mark.parametrize("window, stride", [((40,), 3), ((4, 7), 2)])
@@ -269,6 +271,7 @@ def test_transformations(name, kind):
     assert_close(ours, jax.jit(lambda: results(reference))())
 
 
+@pytest.mark.thorough
 def test_second_derivatives_outside_jit():
     x = normal(2, 5, 4)
     for name in ("max_pool", "avg_pool"):

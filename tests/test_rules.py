@@ -18,11 +18,25 @@ def test_first_case(case: Case):
     check_case(case, checks=["precision"], dtypes=[]).raise_if_failed()
 
 
-@over(CHOSEN)
+FIRST = [case for case in CASES if case is next(c for c in CASES if c.name == case.name)]
+
+
+@over(FIRST)
 def test_rule(case: Case):
-    """Values, cotangents, transformations and second derivatives in float64; low precisions against autodiff's."""
-    others = [] if case.label.startswith("everything") else [jnp.float32, jnp.float16]
-    check_case(case, dtypes=[jnp.bfloat16, *others]).raise_if_failed()
+    """Values, cotangents, transformations and second derivatives in float64; bfloat16 against autodiff's."""
+    check_case(case, dtypes=[jnp.bfloat16]).raise_if_failed()
+
+
+@pytest.mark.thorough
+@over([case for case in CHOSEN if case not in FIRST])
+def test_rule_with_every_option(case: Case):
+    check_case(case, dtypes=[jnp.bfloat16]).raise_if_failed()
+
+
+@pytest.mark.thorough
+@over(FIRST)
+def test_rule_in_other_dtypes(case: Case):
+    check_case(case, checks=["precision"], dtypes=[jnp.float32, jnp.float16]).raise_if_failed()
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -37,6 +37,7 @@ def test_step_losses_are_those_of_the_run() -> None:
     np.testing.assert_allclose(step_losses(Config(norm="none", epochs=2, batch_size=300), 7), result.losses.ravel()[:7])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", get_args(train_digits.Norm))
 def test_every_norm_trains(norm: train_digits.Norm) -> None:
     bfloat16 = norm in ("batch", "group", "rms")  # half of them: compiling is what takes the time here

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm._arguments import Axes, as_float_array, as_mask, canonical_axes
-from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, varying_like
 from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
 from jaxnorm._rules.classes import keep, mask_view, masked
 from jaxnorm._rules.cross_entropy import leaders, log_total, shift_of
@@ -172,8 +172,10 @@ def _log_softmax_fwd(
         return y, sums.shift, sums.others + sums.leading
 
     def without_sums(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y = _log_probabilities(axes, x, mask)
         none = jnp.zeros([1 if a in axes else size for a, size in enumerate(x.shape)], compute_dtype(x))
-        return _log_probabilities(axes, x, mask), none, none
+        none = varying_like(none, y)
+        return y, none, none
 
     y, shift, total = where_rows_fit(axes, without_sums, with_sums, x, mask_view(where, x.ndim))
     return y, LogSoftmaxResiduals(x, shift, total, where)

@@ -64,9 +64,7 @@ def _convolve_dilated_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array
     return forward.by_lax(geometry, x, kernel)
 
 
-def _correlate_on_cpu(
-    geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int = kernel_gradient.UNROLLED_TAPS
-) -> jax.Array:
+def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int | None = None) -> jax.Array:
     """Equation (4) without the bias's part."""
     correlate = functools.partial(_correlate_on_cpu, unrolled_taps=unrolled_taps)
     if not _is_undilated(geometry):

@@ -150,7 +150,7 @@ def by_merged_groups(geometry: Geometry, x: jax.Array, g: jax.Array, correlate: 
     return lax.reshape(ordered, (*window, inputs, groups * outputs))
 
 
-def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int = UNROLLED_TAPS) -> jax.Array:
+def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int | None = None) -> jax.Array:
     """One input channel a group, no input dilation: for each tap, the sum over all positions of shifted x times g.
 
     XLA's sums read one array, so a tap's product of x and g would be materialized before it is summed. Therefore rows
@@ -160,6 +160,7 @@ def by_column_sums(geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps
     outputs = g.shape[-1]
     xp = jnp.repeat(padded(geometry, x), outputs // geometry.groups, axis=-1)
     window, taps = geometry.kernel_size, math.prod(geometry.kernel_size)
+    unrolled_taps = UNROLLED_TAPS if unrolled_taps is None else unrolled_taps
     # With one axis, a turn of the loop would be a single tap, so that more taps are unrolled.
     if taps <= unrolled_taps or (geometry.space == 1 and taps <= forward.UNROLLED_TERMS):
         return lax.reshape(_column_sums(geometry, xp, g), (*window, 1, outputs))

@@ -27,7 +27,7 @@ def _operation(index: int) -> Any:
     return pytest.param(index, id=str(case).replace(" ", "_"), marks=() if is_first else pytest.mark.thorough)
 
 
-over_operations = pytest.mark.parametrize("index", map(_operation, range(len(SHARED))))
+over_operations = pytest.mark.parametrize("index", [_operation(index) for index in range(len(SHARED))])
 
 # The arguments that do not grow with the batch: every device has them whole, or its slice of their features.
 PARAMETERS = ("scale", "bias", "kernel", "rhs", "stats", "class_weights", "teacher_kernel", "teacher_bias")

@@ -52,7 +52,12 @@ class Call:
 
 
 def shared(rule: Any, options: Any, *arrays: jax.Array | None, x_axis: int | None = None, y_axis: int = 0) -> jax.Array:
-    """`rule(options, *arrays)`, as one call on the examples of all the vmaps over x alone."""
+    """`rule(options, *arrays)`, as one call on the examples of all the vmaps over x alone.
+
+    Under `jax_custom_vjp3` it is the rule itself, whose calls JAX lowers in no other operation then.
+    """
+    if getattr(jax.config, "jax_custom_vjp3", False):
+        return rule(options, *arrays)
     call = Call(rule, options, x_axis, y_axis, tuple(array is not None for array in arrays))
     return _bind(call, *(array for array in arrays if array is not None))
 

@@ -270,3 +270,8 @@ def test_failures_come_in_order_of_gravity():
         "structure",
         "mixed dtypes",
     ]
+
+
+def test_forward_mode_has_no_cost_to_report():
+    with pytest.raises(ValueError, match="checks must not ask for the cost of forward mode"):
+        check_jvp(jnp.sin, np.ones(2), reference=jnp.sin, checks=["cost"])

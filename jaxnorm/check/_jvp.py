@@ -38,7 +38,7 @@ def check_jvp(
       *args: its arguments. Floats are differentiated; integers, booleans and keys are held.
       reference: plain function of the same arguments and outputs; None checks by central differences.
       argnums: the argument or arguments to differentiate; None is all.
-      checks: as of `check_vjp`; `cost` asks for nothing here.
+      checks: as of `check_vjp`, without `cost`: forward mode keeps nothing for a backward pass.
       dtypes: the low precisions; one that `fun` raises for is noted and left out.
       tolerance: of float64 comparisons, relative to the largest entry of each array.
       factor: how many times the error of the reference's own tangents a low precision may make.
@@ -76,18 +76,20 @@ def check_jvp(
     References:
       https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html (custom JVPs).
     """
+    if "cost" in (checks or ()):
+        raise ValueError("checks must not ask for the cost of forward mode, which keeps nothing for a backward pass")
     options = Options(
-        reference,
-        argnums,
-        checks,
-        dtypes,
-        tolerance,
-        factor,
-        ulps,
-        rounded_residuals,
-        directions,
-        seeds,
-        seed,
-        name,
+        reference=reference,
+        argnums=argnums,
+        checks=checks,
+        dtypes=dtypes,
+        tolerance=tolerance,
+        factor=factor,
+        ulps=ulps,
+        rounded_residuals=rounded_residuals,
+        directions=directions,
+        seeds=seeds,
+        seed=seed,
+        name=name,
     )
     return check_derivative(FORWARD, fun, args, options)

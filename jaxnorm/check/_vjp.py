@@ -116,18 +116,18 @@ def check_vjp(
       https://github.com/JuliaDiff/ChainRulesTestUtils.jl (rules tested against differences, for random cotangents).
     """
     options = Options(
-        reference,
-        argnums,
-        checks,
-        dtypes,
-        tolerance,
-        factor,
-        ulps,
-        rounded_residuals,
-        directions,
-        seeds,
-        seed,
-        name,
-        batch_axes,
+        reference=reference,
+        argnums=argnums,
+        checks=checks,
+        dtypes=dtypes,
+        tolerance=tolerance,
+        factor=factor,
+        ulps=ulps,
+        rounded_residuals=rounded_residuals,
+        directions=directions,
+        seeds=seeds,
+        seed=seed,
+        name=name,
+        batch_axes=batch_axes,
     )
     return check_derivative(REVERSE, fun, args, options)

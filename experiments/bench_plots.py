@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from bench_tables import NAMES, Headline, digits, headline_grid, markdown, sides_of
-from PIL import Image
+from bench_tables import NAMES, digits, sides_of
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
@@ -202,30 +201,6 @@ def plot_training(path: Path, rows: Rows) -> None:
     figure.suptitle("training steps: loss, gradients and AdamW", fontsize=13)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def draw_headlines(found: Sequence[Headline], path: Path) -> None:
-    """One bar for each headline: how many times what this library takes the rival takes."""
-    colours = dict(zip(dict.fromkeys(line.where for line in found), ("#1f77b4", "#d62728", "#2ca02c"), strict=False))
-    figure, axes = pyplot.subplots(figsize=(10, 0.7 + 0.32 * len(found)), layout="constrained")
-    for y, line in enumerate(found):
-        label = line.where if all(before.where != line.where for before in found[:y]) else None
-        axes.barh(y, line.ratio - 1, 0.7, left=1, color=colours[line.where], label=label)
-        axes.hlines(y, min(line.ratios), max(line.ratios), color="black", linewidth=0.8, alpha=0.6)
-        axes.annotate(f" {digits(line.ratio)}", (max(line.ratios), y), va="center", fontsize=9)
-    axes.set_yticks(range(len(found)), [f"{line.what} ({line.rival})" for line in found], fontsize=9)
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    on_log_axis(axes)
-    axes.set_xlabel("the rival's, in units of jaxnorm's (above 1 jaxnorm is ahead)", fontsize=9)
-    axes.legend(loc="lower right", fontsize=9)
-    figure.savefig(path, dpi=130, metadata={"Description": markdown(headline_grid(found))})
-    pyplot.close(figure)
-
-
-def drawn_headlines(path: Path) -> str | None:
-    """The numbers that the picture was drawn from, which its file holds too."""
-    with Image.open(path) as image:
-        return image.info.get("Description")
 
 
 def plot(folder: Path, section: str, recorded: Mapping[str, Any]) -> Path:

@@ -257,79 +257,6 @@ def _function_of(row: Mapping[str, Any]) -> str:
     return str(row["name"]).rpartition(" ")[0] if row["section"] != "steps" else str(row["name"])
 
 
-class Headline(NamedTuple):
-    """What the README says first: how many times the rival's number this library's is."""
-
-    where: str  # the platform, and whether anything ran there
-    what: str
-    rival: str
-    ratios: list[float]  # the rival's over this library's: above 1 this library takes less
-
-    @property
-    def ratio(self) -> float:
-        """The geometric mean."""
-        return statistics.geometric_mean(self.ratios)
-
-
-NETWORKS = (("MobileNet", "ConvNeXt", "ResNeXt"), ("ResNet", "transformer"))
-DEVICES = {"v5e": "TPU v5e, compiled, not run", "h100": "H100, compiled, not run"}
-GROUPS = {"norms": ("norms",), "softmax and losses": ("softmax", "losses")}
-
-
-def headlines(results: Mapping[str, Any], recorded: Sequence[Mapping[str, Any]]) -> list[Headline]:
-    """Training steps, norms, losses and convolutions on a CPU; programs compiled for a TPU and a GPU."""
-
-    def rows(section: str) -> Rows:
-        return results[section]["rows"][section] if section in results else []
-
-    def timed(section: str, side: str, **fields: str) -> list[float]:
-        chosen = [row for row in rows(section) if all(row[name] == value for name, value in fields.items())]
-        return [row["ratio"][side][1] for row in chosen if side in row["ratio"]]
-
-    found = []
-    for names in NETWORKS:
-        steps = [row for row in rows("train") if row["name"] in names]
-        times = [row["ratio"]["linen"][1] for row in steps]
-        memory = [row["temporary_mb"]["linen"] / row["temporary_mb"]["jaxnorm"] for row in steps]
-        what = f"training step of {', '.join(names)}"
-        found += [
-            Headline("CPU", f"{what}: {of}", "flax", ratios) for of, ratios in (("time", times), ("memory", memory))
-        ]
-    jitted = {"mode": "jitted", "dtype": "float32"}
-    found.append(Headline("CPU", "norms: time", "flax", timed("norms", "linen", **jitted)))
-    found.append(Headline("CPU", "losses: time", "optax", timed("losses", "optax", **jitted)))
-    grouped = [ratio for row in ("forward", "dX", "dW") for ratio in timed("conv", "plain", **_GROUPED, part=row)]
-    found.append(Headline("CPU", "grouped and depthwise convolutions: time", "lax", grouped))
-    linear = [row["temporary_mb"] for row in rows("losses") if row["name"].startswith("linear") and row["temporary_mb"]]
-    memory = [max(mb["plain"] / mb["jaxnorm"] for mb in linear)] if linear else []
-    found.append(Headline("CPU", "last layer with its loss: memory", "whole logits", memory))
-    found += [headline for compiled in recorded for headline in _compiled_headlines(compiled)]
-    return [headline for headline in found if headline.ratios]
-
-
-_GROUPED = {"kind": "grouped, depthwise, patches"}
-
-
-def _compiled_headlines(compiled: Mapping[str, Any]) -> Iterable[Headline]:
-    """Of one device that was not there: a TPU's estimated cycles, a GPU's bytes."""
-    target = str(compiled["target"])
-    key = "cycles" if any(n["cycles"] for row in compiled["rows"] for n in row["sides"].values()) else "bytes"
-    for name, sections in GROUPS.items():
-        chosen = [row for row in compiled["rows"] if row["section"] in sections and row["program"] == "both"]
-        ratios = [1 / ratio for row in chosen if (ratio := over_best(row, key))]
-        what = f"{name}: {'estimated cycles' if key == 'cycles' else 'bytes moved'}"
-        yield Headline(DEVICES.get(target, target), what, "best of 5", ratios)
-
-
-def headline_grid(found: Sequence[Headline]) -> Grid:
-    """The headlines as a table."""
-    cells = []
-    for line in found:
-        span = f" ({digits(min(line.ratios))} to {digits(max(line.ratios))})" if len(line.ratios) > 1 else ""
-        cells.append([line.where, line.what, line.rival, f"{digits(line.ratio)}{span}"])
-    return Grid("", ["where", "what", "rival", "rival's ÷ jaxnorm's"], cells, 3)
-
-
 def machine_text(machine: Mapping[str, Any]) -> str:
     """One line on what the numbers were measured with."""
     used = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -355,6 +282,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Markdown of every table, by name; `machine` is a line on the machine of each section that was recorded."""
     lines = dict.fromkeys(machine_text(recorded["machine"]) for recorded in results.values())
     found = {name: markdown(grid) for name, grid in grids(results).items()} | {"machine": "\n\n".join(lines)}
+    from bench_headlines import headline_grid, headlines
+
     found["headline"] = markdown(headline_grid(headlines(results, compiled_results())))
     return found | ({"compiled": markdown(compiled_summary(compiled_results()))} if COMPILED else {})
 
@@ -390,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(f"{path} differs from {options.results}: run {Path(__file__).name}")
         path.write_text(new, encoding="utf-8")
     if options.texts == TEXTS:
-        from bench_plots import draw_headlines, drawn_headlines
+        from bench_headlines import draw_headlines, drawn_headlines, headlines
 
         if not options.check:
             draw_headlines(headlines(results, compiled_results()), PICTURE)

@@ -37,7 +37,7 @@ def test_tables_are_those_recorded() -> None:
 
 
 def test_a_picture_of_other_numbers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench_plots.drawn_headlines", lambda path: "other numbers")
+    monkeypatch.setattr("bench_headlines.drawn_headlines", lambda path: "other numbers")
     with pytest.raises(SystemExit, match="shows other numbers"):
         bench_tables.main(["--check"])
 

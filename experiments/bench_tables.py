@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "cpu.json"
 PICTURE = RESULTS.parent / "headline.png"
-TEXTS = [ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "accelerators.md"]
+ZOO = RESULTS.parent / "zoo" / "zoo.json"
+TEXTS = [ROOT / "docs" / name for name in ("benchmarks.md", "accelerators.md", "howto/any_model.md")]
 COMPILED = sorted(RESULTS.parent.glob("compiled-*.json"), reverse=True)
 NAMES = {
     "jaxnorm": "jaxnorm",
@@ -178,6 +179,23 @@ def training(rows: Rows) -> Grid:
     return Grid("train: loss, gradients and Adam", columns, cells, 2)
 
 
+def zoo(rows: Rows) -> Grid:
+    """Other libraries' models: JAX's convolutions, and this library's installed."""
+    columns = ["one step", "times faster (quartiles)", "temporary MB: JAX, installed"]
+    columns += ["processor seconds to compile: JAX, installed"]
+    columns += ["difference of the gradients", "after a last-digit change of the input"]
+    cells = []
+    for row in rows:
+        first, median, third = map(digits, row["ratio"])
+        pairs = [
+            ", ".join(digits(row[k][s]) for s in ("original", "jaxnorm"))
+            for k in ("temporary_mb", "compile_processor_s")
+        ]
+        differences = [f"{row[key]:.0e}" for key in ("difference", "own_difference")]
+        cells.append([row["model"], f"{median} ({first} to {third})", *pairs, *differences])
+    return Grid("", columns, cells)
+
+
 def quartile_text(values: Sequence[float]) -> str:
     """The median, and the quartiles around it."""
     first, median, third = map(digits, values)
@@ -284,6 +302,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     found = {name: markdown(grid) for name, grid in grids(results).items()} | {"machine": "\n\n".join(lines)}
     from bench_headlines import headline_grid, headlines
 
+    if ZOO.exists():
+        found["zoo"] = markdown(zoo(json.loads(ZOO.read_text(encoding="utf-8"))["rows"]))
     found["headline"] = markdown(headline_grid(headlines(results, compiled_results())))
     return found | ({"compiled": markdown(compiled_summary(compiled_results()))} if COMPILED else {})
 

@@ -428,7 +428,7 @@ def test_false_proofs_are_as_rare_as_the_bound_says():
         problem = problem_of(product, lambda x: 0 * x, (np.asarray(7.5),), None, 1, rng)
         domain, single = (Residues((prime,), 1, draws, rng) for draws in (tries, 1))
         attempt, one = (_Attempt(problem, d, ties=False) for d in (domain, single))
-        got, alone = (a._outputs(a._run(problem.fun)) for a in (attempt, one))
+        got, alone = (a._outputs(a._run(next(iter(problem.formulations.values())))) for a in (attempt, one))
     zeros = int((got[0].field[0] == 0).sum())
     expected = tries * degree / prime
     assert abs(zeros - expected) < 4 * expected**0.5 + 1

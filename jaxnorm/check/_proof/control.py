@@ -1,7 +1,7 @@
 """Running a jaxpr: equations in turn, calls, loops, choices."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxnorm.check._proof import contractions, elementwise, indexing, reductions, structure
+from jaxnorm.check._proof.choices import Choices, all_choices, choice, needed
 from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact
 from jaxnorm.check._proof.rules import RULES, rule
 
@@ -43,25 +44,12 @@ def run(m: Machine, jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Va
     for variable, constant in zip(jaxpr.constvars, constants, strict=True):
         known[variable] = literal(m, constant, variable.aval)
     known.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in _needed(jaxpr):
+    for equation in needed(jaxpr, jaxpr.outvars):
         name = equation.primitive.name
         results = _apply(m, name, equation, [value_of(atom) for atom in equation.invars])
         for variable, result in zip(equation.outvars, results, strict=True):
             known[variable] = result
     return [value_of(atom) for atom in jaxpr.outvars]
-
-
-def _needed(jaxpr: Any) -> Iterator[Any]:
-    """The equations that the outputs need."""
-    wanted = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
-    kept = []
-    for equation in reversed(jaxpr.eqns):
-        if equation.effects:
-            raise Undecided(f"{equation.primitive.name}, which has an effect")
-        if any(v in wanted for v in equation.outvars):
-            kept.append(equation)
-            wanted.update(v for v in equation.invars if isinstance(v, core.Var))
-    return reversed(kept)
 
 
 def _apply(m: Machine, name: str, equation: Any, values: list[Value]) -> list[Value]:
@@ -110,9 +98,7 @@ def _formulated(product: Any, *shapes: tuple[int, ...]) -> core.ClosedJaxpr:
 @rule("platform_index")
 def _platform_index(m: Machine, parameters: Parameters) -> Value:
     """The first choice that names the platform of this run, or that is for all others."""
-    choices = parameters["platforms"]
-    at = next(i for i, names in enumerate(choices) if names is None or m.platform in names)
-    return m.exact(np.asarray(at, np.int32))
+    return m.exact(np.asarray(choice(parameters["platforms"], m.platform), np.int32))
 
 
 @rule("cond")
@@ -166,18 +152,6 @@ def _stacked(m: Machine, parts: list[Value], aval: Any) -> Value:
     return m.exact(empty.astype(aval.dtype)) if is_exact(aval.dtype) else m.constant(empty)
 
 
-def platforms(jaxpr: Any) -> set[str]:
-    """All platforms that a program names anywhere."""
-    found: set[str] = set()
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "platform_index":
-            found.update(name for names in equation.params["platforms"] if names is not None for name in names)
-        if equation.primitive.name == "convolution_product":
-            shapes = (atom.aval.shape for atom in equation.invars)
-            found |= platforms(_formulated(equation.params["product"], *shapes).jaxpr)
-        for parameter in equation.params.values():
-            for body in parameter if isinstance(parameter, list | tuple) else (parameter,):
-                body = getattr(body, "jaxpr", body)
-                if hasattr(body, "eqns"):
-                    found |= platforms(body)
-    return found
+def choices(jaxpr: Any) -> set[Choices]:
+    """Every choice by platform that a program makes anywhere."""
+    return set(all_choices(jaxpr, _formulated))

@@ -4,14 +4,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from jaxnorm.check._proof.control import platforms
 from jaxnorm.check._proof.machine import Facts, Undecided, Value, is_special
 from jaxnorm.check._proof.points import Run, find_points, look_for_squares
-from jaxnorm.check._proof.problem import Problem
+from jaxnorm.check._proof.problem import Problem, Program
 from jaxnorm.check._proof.report import Difference
 from jaxnorm.check._proof.residues import BadDraw, Field, Residues, TooFewLevels
 from jaxnorm.check._proof.towers import LEVELS, towers
@@ -33,6 +31,11 @@ class Outcome:
     reason: str = ""
     assumptions: tuple[str, ...] = ()
 
+    def on(self, platform: str | None) -> "Outcome":
+        """The same of another platform."""
+        difference = self.difference and dataclasses.replace(self.difference, platform=platform)
+        return dataclasses.replace(self, platform=platform, difference=difference)
+
 
 class _Ambiguous(Exception):
     """Rounding decides a comparison, if unknowns are independent."""
@@ -40,27 +43,23 @@ class _Ambiguous(Exception):
 
 def decide(problem: Problem, error: float, rng: np.random.Generator) -> list[Outcome]:
     """One outcome for each platform that the programs name, and one for all others."""
-    names: list[str | None] = [None]
-    names += sorted(platforms(problem.fun.closed.jaxpr) | platforms(problem.reference.closed.jaxpr))
     try:
-        return _decided(problem, names, error, rng, ties=False)
+        return _decided(problem, error, rng, ties=False)
     except _Ambiguous:
         pass
     try:
-        return _decided(problem, names, error, rng, ties=True)
+        return _decided(problem, error, rng, ties=True)
     except _Ambiguous as tie:
         raise Undecided(f"{tie}: equal in floating point and not in exact arithmetic") from None
 
 
-def _decided(
-    problem: Problem, names: list[str | None], error: float, rng: np.random.Generator, *, ties: bool
-) -> list[Outcome]:
+def _decided(problem: Problem, error: float, rng: np.random.Generator, *, ties: bool) -> list[Outcome]:
     draws, levels = DRAWS, 1
     for tower in itertools.islice(towers(), TOWERS):
         while True:
             try:
                 attempt = _Attempt(problem, Residues(tower, levels, draws, rng), ties)
-                outcomes = [attempt.outcome(platform) for platform in names]
+                outcomes = attempt.outcomes()
             except TooFewLevels:
                 levels += 1
                 if levels > LEVELS:
@@ -97,7 +96,7 @@ class _Attempt:
         self._reference = self._run(problem.reference)
         self._wanted = self._outputs(self._reference)
 
-    def _run(self, program: Any, platform: str | None = None) -> Run:
+    def _run(self, program: Program, platform: str | None = None) -> Run:
         return Run(self._problem, program, self._places, platform)
 
     def _find(self, runs: list[Run]) -> None:
@@ -135,9 +134,17 @@ class _Attempt:
         self._squares.update(row.tobytes() for root in roots for row in root.arguments[~root.constant])
         return all(root.good.all() for root in roots)
 
-    def outcome(self, platform: str | None) -> Outcome:
+    def outcomes(self) -> list[Outcome]:
+        """Of every platform that the programs name, after that of all others."""
+        by_platform: dict[str | None, Outcome] = {}
+        for platforms, program in self._problem.formulations.items():
+            found = self._outcome(program, platforms[0])
+            by_platform |= {platform: found.on(platform) for platform in platforms}
+        return [by_platform[platform] for platform in sorted(by_platform, key=lambda platform: platform or "")]
+
+    def _outcome(self, program: Program, platform: str | None) -> Outcome:
         """The function's program, as formulated for a platform, against the reference's."""
-        run = self._run(self._problem.fun, platform)
+        run = self._run(program, platform)
         got = self._outputs(run)
         both = [run.facts or Facts(), self._reference.facts or Facts()]
         if doubtful := [name for facts in both for name in facts.ambiguous]:

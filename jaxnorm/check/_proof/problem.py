@@ -1,28 +1,38 @@
 """The programs of a proof, and their inputs: unknowns in place of the arguments' numbers."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend import core
 
-from jaxnorm.check._problem import Layout, Leaves, flatten, is_float, output_names
+from jaxnorm.check._problem import Layout, Leaves, flatten, is_float
 from jaxnorm.check._programs import vjp_at
-from jaxnorm.check._proof.control import run
+from jaxnorm.check._proof.choices import Choices, choice, on_platform
+from jaxnorm.check._proof.control import choices, run
 from jaxnorm.check._proof.machine import Machine, Undecided, Value
 from jaxnorm.check._proof.residues import Field
+
+Platforms = tuple[str | None, ...]  # None: whatever the programs do not name
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A traced function of all inputs."""
+    """Traced functions, each of the first so many of all inputs, and their outputs one after the other."""
 
-    closed: Any
+    parts: tuple[core.ClosedJaxpr, ...]
 
     def run(self, m: Machine, inputs: list[Value]) -> list[Value]:
         """Its outputs."""
-        return run(m, self.closed.jaxpr, self.closed.consts, inputs)
+        outputs = [run(m, part.jaxpr, part.consts, inputs[: len(part.jaxpr.invars)]) for part in self.parts]
+        return [value for values in outputs for value in values]
+
+    def choices(self) -> set[Choices]:
+        """Every choice by platform that it makes."""
+        return set().union(*(choices(part.jaxpr) for part in self.parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Problem:
     """Two programs that should agree."""
 
     outputs: tuple[str, ...]  # names of what both compute
-    fun: Program
+    formulations: dict[Platforms, Program]  # the function's, by the platforms for which they are
     reference: Program
     value: Program  # the reference's value alone, which takes most roots that the others take
     shadows: list[np.ndarray]  # of the inputs: arguments, then incoming cotangents
@@ -84,43 +94,85 @@ def problem_of(
     layout, leaves = flatten(fun, args, argnums)
     if any(not isinstance(leaf, np.ndarray) for leaf in leaves):
         raise Undecided("a random key")
-    names = output_names(fun, layout, leaves)
-    structs, wanted = (jax.eval_shape(layout.flat(f), leaves) for f in (fun, reference))
-    if (got := _shapes(structs)) != _shapes(wanted):
+    (ours, outputs), (theirs, wanted) = (_value(layout, f, leaves) for f in (fun, reference))
+    if (got := _shapes(outputs)) != _shapes(wanted):
         raise ValueError(f"reference must return arrays of fun's shapes, {got}, got {_shapes(wanted)}")
-    g = [rng.normal(size=s.shape).astype(s.dtype) for s in structs[0]]
+    g = [rng.normal(size=s.shape).astype(s.dtype) for s in outputs.values() if is_float(s)]
     h = [rng.normal(size=leaves[i].shape) for i in layout.moving] if order > 1 else []
-    ours, theirs = (Program(jax.make_jaxpr(_whole(layout, f, order))(leaves, g, h)) for f in (fun, reference))
-    value = Program(jax.make_jaxpr(lambda leaves, g, h: layout.flat(reference)(leaves)[0])(leaves, g, h))
+    base, of_theirs = (_differentiated(layout, f, leaves, g) for f in (fun, reference))
+    second = functools.partial(_differentiated_again, layout, leaves, g, h)
+    whole = Program((theirs, of_theirs, *second(of_theirs, None)))
+    formulations = _formulations(Program((ours, base)), functools.partial(second, base), whole.choices())
     wide = [a.astype(np.float64) if is_float(a) else a for a in (*leaves, *g, *h)]
-    return Problem(_names(layout, names, order), ours, theirs, value, wide, len(leaves))
+    return Problem(_names(layout, outputs, order), formulations, whole, Program((theirs,)), wide, len(leaves))
 
 
-def _shapes(structs: Any) -> list[list[tuple[int, ...]]]:
-    return [[s.shape for s in part] for part in structs]
+def _value(layout: Layout, fun: Callable[..., Any], leaves: Leaves) -> tuple[core.ClosedJaxpr, dict[str, Any]]:
+    """A function traced, and the shapes of its outputs by name: those that are floating-point come first in both."""
+    of_leaves = jax.make_jaxpr(lambda leaves: fun(*jax.tree.unflatten(layout.tree, leaves)), return_shape=True)
+    traced, outputs = of_leaves(leaves)
+    named = [(f"output{jax.tree_util.keystr(path)}", s) for path, s in jax.tree_util.tree_flatten_with_path(outputs)[0]]
+    order = sorted(range(len(named)), key=lambda i: not is_float(named[i][1]))
+    outvars = [traced.jaxpr.outvars[i] for i in order]
+    return traced.replace(jaxpr=traced.jaxpr.replace(outvars=outvars)), dict(named[i] for i in order)
 
 
-def _whole(layout: Layout, fun: Callable[..., Any], order: int) -> Callable[..., Any]:
-    """The value, the value and cotangents under `jax.vjp`, and for order 2 the cotangents of those cotangents."""
-    flat = layout.flat(fun)
-
-    def whole(leaves: Leaves, g: Leaves, h: Leaves) -> Any:
-        first = *flat(leaves), *vjp_at(layout, flat, leaves, g)
-        if order == 1:
-            return first
-        moving = layout.pick(leaves)
-        pullback = jax.vjp(lambda moved, g: vjp_at(layout, flat, layout.put(leaves, moved), g)[2], moving, g)[1]
-        return *first, pullback(h)
-
-    return whole
+def _shapes(outputs: dict[str, Any]) -> list[list[tuple[int, ...]]]:
+    return [[s.shape for s in outputs.values() if is_float(s) == floating] for floating in (True, False)]
 
 
-def _names(layout: Layout, outputs: tuple[tuple[str, ...], tuple[str, ...]], order: int) -> tuple[str, ...]:
-    floats, others = outputs
-    names = [*floats, *others]
+def _differentiated(layout: Layout, fun: Callable[..., Any], leaves: Leaves, g: Leaves) -> core.ClosedJaxpr:
+    """The value and cotangents under `jax.vjp`."""
+    return jax.make_jaxpr(functools.partial(vjp_at, layout, layout.flat(fun)))(leaves, g)
+
+
+def _differentiated_again(
+    layout: Layout, leaves: Leaves, g: Leaves, h: Leaves, first: core.ClosedJaxpr, platform: str | None
+) -> tuple[core.ClosedJaxpr, ...]:
+    """The cotangents of the cotangents, where there is `h`: JAX's derivative of what was traced for the first."""
+    if not h:
+        return ()
+
+    def second(leaves: Leaves, g: Leaves, h: Leaves) -> Any:
+        def cotangents(moved: Leaves, g: Leaves) -> Leaves:
+            return on_platform(first, platform, [*layout.put(leaves, moved), *g], slice(-len(moved), None))
+
+        return jax.vjp(cotangents, layout.pick(leaves), g)[1](h)
+
+    return (jax.make_jaxpr(second)(leaves, g, h),)
+
+
+def _formulations(
+    base: Program, second: Callable[[str | None], tuple[core.ClosedJaxpr, ...]], more: set[Choices]
+) -> dict[Platforms, Program]:
+    """A program for each set of platforms that make the same choices; `more` may name further ones."""
+    named = _named(base.choices() | more)
+    found: dict[Platforms, Program] = {}
+    for group in _alike([None, *sorted(named)], base.choices()):
+        whole = Program((*base.parts, *second(group[0])))
+        every = whole.choices()
+        late = sorted(_named(every) - named) if group[0] is None else []
+        found |= dict.fromkeys(_alike([*group, *late], every), whole)
+    return found
+
+
+def _named(every: set[Choices]) -> set[str]:
+    return {name for choices in every for names in choices if names is not None for name in names}
+
+
+def _alike(platforms: Sequence[str | None], every: set[Choices]) -> list[Platforms]:
+    """Platforms that make the same choices, together."""
+    groups: dict[tuple[int, ...], list[str | None]] = {}
+    for platform in platforms:
+        groups.setdefault(tuple(choice(choices, platform) for choices in every), []).append(platform)
+    return [tuple(group) for group in groups.values()]
+
+
+def _names(layout: Layout, outputs: dict[str, Any], order: int) -> tuple[str, ...]:
+    names = list(outputs)
     moving = [f"cotangent of {name}" for name in layout.moving_names]
     names = [*names, *(f"{name} under vjp" for name in names), *moving]
     if order > 1:
-        incoming = [*layout.moving_names, *(f"the cotangent of {name}" for name in floats)]
+        incoming = [*layout.moving_names, *(f"the cotangent of {name}" for name, s in outputs.items() if is_float(s))]
         names += [f"second cotangent of {name}" for name in incoming]
     return tuple(names)

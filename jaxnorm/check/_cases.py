@@ -7,7 +7,7 @@ whoever wants another precision casts them.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ class Case:
     args: dict[str, Any]  # array arguments by name: NumPy arrays, or pytrees of them (batch_norm's stats)
     options: dict[str, Any] = field(default_factory=dict)  # static keyword options
     rounded_residuals: bool = False  # True: its output alone is kept, in a low precision rounded to that
+    exact: dict[str, Any] | None = None  # other arrays for a proof: smaller ones, or without an approximation's branch
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}"
@@ -196,6 +197,8 @@ def _linear_loss_cases() -> list[Case]:
     teacher = {"teacher_hidden": _normal(3, 5, 6, seed=5), "teacher_kernel": _normal(6, 11, seed=6)}
     both = {"hidden": base["hidden"], "kernel": base["kernel"], **teacher}
     of_tokens = {"bias": bias, "teacher_bias": _normal(11, seed=7), "where": _mask(3, 5, seed=8)}
+    few = {"hidden": _normal(2, 3), "kernel": _normal(3, 7, seed=1), "labels": np.array([4, -100])}
+    few |= {"bias": _normal(7, seed=2), "class_weights": np.abs(_normal(7, seed=3)) + 0.1}
     return [
         Case(name, "plain", base),
         Case(name, "bias and lse", {**base, "bias": bias}, {"return_lse": True, "block_size": 4}),
@@ -207,13 +210,28 @@ def _linear_loss_cases() -> list[Case]:
             "everything",
             {**base, "labels": ignored, "bias": bias, "class_weights": weights},
             {**everything, "return_entropy": True, "block_size": 3},
+            exact=few,
         ),
-        Case("linear_softmax_kl_divergence", "plain", both),
-        Case("linear_softmax_kl_divergence", "in blocks", both, {"block_size": 4}),
-        Case(
-            "linear_softmax_kl_divergence", "everything", {**both, **of_tokens}, {"temperature": 2.0, "block_size": 3}
+        *(
+            Case("linear_softmax_kl_divergence", label, args, options, exact=_far_apart(args, seed, classes))
+            for label, args, options, seed, classes in (
+                ("plain", both, {}, 8104, 5),
+                ("in blocks", both, {"block_size": 4}, 3111, 6),
+                ("everything", {**both, **of_tokens}, {"temperature": 2.0, "block_size": 3}, 863, 5),
+            )
         ),
     ]
+
+
+def _far_apart(names: Iterable[str], seed: int, classes: int) -> dict[str, Any]:
+    """Arguments for which no class is near its mean difference.
+
+    Near it a series takes the place of exp(v) - 1 - v, and one that ends is equal to nothing in exact arithmetic.
+    """
+    student = {"hidden": _normal(1, 3, seed=9), "kernel": 2 * _normal(3, classes, seed=seed)}
+    teacher = {"teacher_hidden": _normal(1, 2, seed=5), "teacher_kernel": 0.5 * _normal(2, classes, seed=6)}
+    biases = {"bias": _normal(classes, seed=2), "teacher_bias": _normal(classes, seed=7)}
+    return {name: {**student, **teacher, **biases, "where": np.array([True])}[name] for name in names}
 
 
 def _dense_cases() -> list[Case]:

@@ -50,7 +50,8 @@ def choose(m: Machine, which: np.ndarray, yes: Value, no: Value) -> Value:
     if yes.field is None and no.field is None:
         return Value(shadow)
     special = np.where(which, is_special(yes), is_special(no))
-    degree = max(yes.degree[0], no.degree[0]), max(yes.degree[1], no.degree[1])
+    taken = [v.degree for v, is_taken in ((yes, which.any()), (no, not which.all())) if is_taken] or [(0, 0)]
+    degree = max(d[0] for d in taken), max(d[1] for d in taken)
     return Value(shadow, m.select(which, yes.field, no.field), special if special.any() else None, degree)
 
 

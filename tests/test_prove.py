@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from jax import lax
 from support import normal
@@ -249,15 +249,37 @@ def rewritten(expression: Any, x: Any, y: Any) -> Any:
     }[op]()
 
 
+def identity(expression: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """An expression as written, and rewritten."""
+    as_written, otherwise = (lambda x, y, of=of: of(expression, x, y) + 0 * x for of in (value_of, rewritten))
+    return as_written, otherwise
+
+
 @settings(max_examples=12, deadline=None)
 @given(E)
 def test_random_identities_are_proven(expression: Any):
     x, y = normal(2, seed=4), normal(2, seed=5)
-    fun, same = (lambda x, y, of=of: of(expression, x, y) + 0 * x for of in (value_of, rewritten))
+    fun, same = identity(expression)
     proof = prove(fun, x, y, reference=same)
     assert proof.holds is True or (proof.holds is None and proof.reason), proof
     off = prove(lambda x, y: fun(x, y) + 1e-13 * x, x, y, reference=same)
     assert off.holds is not True
+
+
+@pytest.mark.thorough
+def test_200_random_identities_are_proven_and_of_1000_none_is_refuted():
+    found: dict[Any, bool | None] = {}
+
+    @settings(max_examples=1000, deadline=None, database=None, phases=[Phase.generate], derandomize=True)
+    @given(E)
+    def examine(expression: Any) -> None:
+        if expression not in found:
+            fun, same = identity(expression)
+            found[expression] = prove(fun, np.array([0.7]), np.array([-1.3]), reference=same).holds
+
+    examine()
+    verdicts = list(found.values())
+    assert verdicts.count(True) >= 200 and verdicts.count(False) == 0, [verdicts.count(v) for v in (True, None, False)]
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------
@@ -416,9 +438,10 @@ def test_bad_arguments_are_named():
 # --- the bound --------------------------------------------------------------------------------------------------------
 
 
-def test_false_proofs_are_as_rare_as_the_bound_says():
-    """Modulo a tiny prime: x (x - 1) ... (x - 5) is 0 at 6 of its residues, and of degree 6."""
-    prime, tries, degree = 1439, 3000, 6
+@pytest.mark.parametrize(("prime", "degree"), [(1439, 2), (1439, 6), (1439, 24), (719, 6)])
+def test_false_proofs_are_as_rare_as_the_bound_says(prime: int, degree: int):
+    """Modulo a tiny prime: x (x - 1) ... is 0 at as many of its residues as its degree."""
+    tries = 3000
 
     def product(x):
         return functools.reduce(jnp.multiply, [x - k for k in range(degree)])
@@ -428,7 +451,8 @@ def test_false_proofs_are_as_rare_as_the_bound_says():
         problem = problem_of(product, lambda x: 0 * x, (np.asarray(7.5),), None, 1, rng)
         domain, single = (Residues((prime,), 1, draws, rng) for draws in (tries, 1))
         attempt, one = (_Attempt(problem, d, ties=False) for d in (domain, single))
-        got, alone = (a._outputs(a._run(next(iter(problem.formulations.values())))) for a in (attempt, one))
+        (program,) = problem.formulations.values()
+        got, alone = (a._outputs(a._run(program)) for a in (attempt, one))
     zeros = int((got[0].field[0] == 0).sum())
     expected = tries * degree / prime
     assert abs(zeros - expected) < 4 * expected**0.5 + 1

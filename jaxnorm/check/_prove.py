@@ -1,5 +1,6 @@
 """`prove`: equality in exact arithmetic, by random points of finite fields."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxnorm.check._proof.decide import Outcome, decide
 from jaxnorm.check._proof.machine import Undecided
 from jaxnorm.check._proof.problem import problem_of
 from jaxnorm.check._proof.report import Proof
+from jaxnorm.check._proof.several import drawn, of_shapes
 
 
 def prove(
@@ -20,6 +22,9 @@ def prove(
     error: float = 2**-40,
     order: int = 1,
     seed: int = 0,
+    branches: Any = None,
+    max_examples: int = 20,
+    shapes: Sequence[Sequence[Sequence[int]]] = (),
 ) -> Proof:
     """Proves that a function and its cotangents are those of a reference, in exact arithmetic.
 
@@ -49,6 +54,12 @@ def prove(
       error: the largest chance that functions which differ pass.
       order: 1 for the value and its VJP; 2 also for the VJP of the VJP.
       seed: of all random numbers.
+      branches: draws further arguments, which may lie in other branches: a function of a `numpy.random.Generator` that
+        returns a tuple of arguments, or a hypothesis strategy of such tuples. All are proven, or the first is named
+        that is not.
+      max_examples: how many `branches` draws.
+      shapes: further shapes to prove it for: of each a sequence, with a shape for every argument. The elements are
+        those of `args`, drawn again. Nothing follows for shapes that are not among these.
 
     Returns:
       A `Proof`. Where a program chooses by platform, every choice is proven. `holds` is None where an operation has no
@@ -72,6 +83,11 @@ def prove(
       True
       >>> prove(rule(3.0000000000001), x, reference=lambda x: x * x * x).holds
       False
+      >>> def positive_part(x):
+      ...     return jnp.where(x > 0, x, 0)
+      >>> proof = prove(jax.nn.relu, x, reference=positive_part, branches=lambda rng: (rng.normal(size=3),))
+      >>> proof.holds, proof.calls, proof.branches
+      (True, 21, 7)
 
     References:
       Schwartz 1980, https://doi.org/10.1145/322217.322225, and Zippel 1979 (polynomials at random points);
@@ -81,20 +97,37 @@ def prove(
         raise ValueError(f"error must lie between 0 and 1, got {error}")
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2, got {order}")
-    name, rng = getattr(fun, "__name__", type(fun).__name__), np.random.default_rng(seed)
+    calls = [args, *drawn(branches, max_examples, seed), *of_shapes(args, shapes, seed)]
+    rng, traced = np.random.default_rng(seed), functools.partial(problem_of, fun, reference)
+    problem, found = None, []
     with jax.enable_x64(True):
-        try:
-            outcomes = decide(problem_of(fun, reference, args, argnums, order, rng), error, rng)
-        except Undecided as undecided:
-            outcomes = [Outcome(None, 1.0, reason=str(undecided))]
-    return _proof(name, outcomes)
+        for call in calls:
+            try:
+                problem = problem and problem.at(call) or traced(call, argnums, order, rng)
+                found.append((call, decide(problem, error / len(calls), rng)))
+            except Undecided as undecided:
+                found.append((call, [Outcome(None, 1.0, reason=str(undecided))]))
+            if any(outcome.holds is False for outcome in found[-1][1]):
+                break
+    return _proof(getattr(fun, "__name__", type(fun).__name__), found)
 
 
-def _proof(name: str, outcomes: list[Outcome]) -> Proof:
-    """Of all platforms: wrong if one is, undecided if one is."""
+def _proof(name: str, found: list[tuple[tuple[Any, ...], list[Outcome]]]) -> Proof:
+    """Of all platforms and calls: wrong if one is, undecided if one is."""
+    outcomes = [outcome for _, of_call in found for outcome in of_call]
     worst = min(outcomes, key=lambda o: (o.holds is not False, o.holds is not None, -o.error))
-    assumptions = dict.fromkeys(text for outcome in outcomes for text in outcome.assumptions)
-    platforms = tuple(o.platform or "others" for o in outcomes) if len(outcomes) > 1 else ()
+    platforms = dict.fromkeys(o.platform or "others" for o in outcomes)
+    shapes = dict.fromkeys(tuple(np.shape(leaf) for leaf in jax.tree.leaves(call)) for call, _ in found)
     return Proof(
-        name, worst.holds, worst.error, worst.branch, worst.difference, worst.reason, tuple(assumptions), platforms
+        name,
+        worst.holds,
+        min(1.0, sum(max(outcome.error for outcome in of_call) for _, of_call in found)),
+        worst.branch,
+        worst.difference,
+        worst.reason,
+        tuple(dict.fromkeys(text for outcome in outcomes for text in outcome.assumptions)),
+        tuple(platforms) if len(platforms) > 1 else (),
+        len(found),
+        len({tuple(outcome.decided for outcome in of_call) for _, of_call in found}),
+        tuple(shapes),
     )

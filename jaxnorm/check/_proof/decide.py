@@ -1,6 +1,7 @@
 """The decision: both programs at the same points, compared element by element."""
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ class Outcome:
     difference: Difference | None = None
     reason: str = ""
     assumptions: tuple[str, ...] = ()
+    decided: str = ""  # of all comparisons, in short: what tells this branch from others
 
     def on(self, platform: str | None) -> "Outcome":
         """The same of another platform."""
@@ -158,7 +160,8 @@ class _Attempt:
             difference = Difference(name, index, float(ours.shadow[index]), float(wanted.shadow[index]), platform)
             holds, reason = self._verdict(difference, bool(partly[index]), both)
             return Outcome(holds, 1.0, platform, branch, difference if holds is False else None, reason, assumptions)
-        return Outcome(True, self._error(got), platform, branch, assumptions=assumptions)
+        decided = _decided_in(self._problem, both)
+        return Outcome(True, self._error(got), platform, branch, assumptions=assumptions, decided=decided)
 
     def _agreement(self, a: Value, b: Value) -> tuple[np.ndarray, np.ndarray]:
         """Where two arrays are equal, and where they are in some draws at least."""
@@ -220,3 +223,14 @@ def _assumptions(both: list[Facts], ties: bool) -> Iterator[str]:
 def _branch(facts: Facts) -> Iterator[str]:
     for name, decided in facts.decisions:
         yield f"{name} {int(decided.sum())}/{decided.size}"
+
+
+def _decided_in(problem: Problem, both: list[Facts]) -> str:
+    """What the arguments decided: every comparison, integers and booleans, and where they are infinite."""
+    digest = hashlib.sha256()
+    for name, decided in (d for facts in both for d in facts.decisions):
+        digest.update(f"{name}{decided.shape}".encode() + decided.tobytes())
+    for shadow in problem.shadows[: problem.arguments]:
+        kept = shadow if shadow.dtype.kind in "biu" else ~np.isfinite(shadow)
+        digest.update(f"{kept.shape}".encode() + kept.tobytes())
+    return digest.hexdigest()

@@ -45,6 +45,18 @@ class Problem:
     value: Program  # the reference's value alone, which takes most roots that the others take
     shadows: list[np.ndarray]  # of the inputs: arguments, then incoming cotangents
     arguments: int  # how many of them are arguments
+    tree: Any  # that these make
+
+    def at(self, args: tuple[Any, ...]) -> "Problem | None":
+        """The same for other arguments; None if these have other shapes."""
+        arrays, tree = jax.tree.flatten(args)
+        leaves = [np.asarray(leaf) for leaf in arrays]
+        wide = [leaf.astype(np.float64) if is_float(leaf) else leaf for leaf in leaves]
+        old = self.shadows[: self.arguments]
+        kinds = [[(a.shape, a.dtype) for a in arrays] for arrays in (wide, old)]
+        if tree != self.tree or kinds[0] != kinds[1]:
+            return None
+        return dataclasses.replace(self, shadows=[*wide, *self.shadows[self.arguments :]])
 
     def unknowns(self, *, ties: bool) -> tuple[int, list[np.ndarray | None]]:
         """How many unknowns there are, and for each input the unknown of each element, -1 where it is none.
@@ -104,7 +116,9 @@ def problem_of(
     whole = Program((theirs, of_theirs, *second(of_theirs, None)))
     formulations = _formulations(Program((ours, base)), functools.partial(second, base), whole.choices())
     wide = [a.astype(np.float64) if is_float(a) else a for a in (*leaves, *g, *h)]
-    return Problem(_names(layout, outputs, order), formulations, whole, Program((theirs,)), wide, len(leaves))
+    return Problem(
+        _names(layout, outputs, order), formulations, whole, Program((theirs,)), wide, len(leaves), layout.tree
+    )
 
 
 def _value(layout: Layout, fun: Callable[..., Any], leaves: Leaves) -> tuple[core.ClosedJaxpr, dict[str, Any]]:

@@ -33,6 +33,9 @@ class Proof:
       reason: if it is not decided, why: the operation that has no exact meaning.
       assumptions: what was taken for granted.
       platforms: the platforms whose formulations were proven, where the program has several.
+      calls: with how many lists of arguments: more than 1 with `branches` or `shapes`.
+      branches: how many branches these lie in: sets of decided comparisons, of integers and booleans, and of shapes.
+      shapes: the shapes of the arguments, of each leaf, for which it was proven.
     """
 
     name: str
@@ -43,6 +46,9 @@ class Proof:
     reason: str = ""
     assumptions: tuple[str, ...] = ()
     platforms: tuple[str, ...] = ()
+    calls: int = 1
+    branches: int = 1
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def raise_if_failed(self) -> None:
         """Raises AssertionError with this proof's text unless it holds."""
@@ -67,6 +73,10 @@ class Proof:
                 lines.append("  (a constant without a simple fraction may have been rounded more than once by Python)")
         if self.platforms:
             lines.append(f"  formulations: {', '.join(self.platforms)}")
+        if self.calls > 1:
+            lines.append(f"  with {self.calls} lists of arguments, on {self.branches} branches")
+        if len(self.shapes) > 1:
+            lines.append(f"  shapes: {'; '.join(' '.join(map(str, shapes)) for shapes in self.shapes)}")
         lines += [f"  assuming: {text}" for text in self.assumptions]
         lines += [f"  branch: {', '.join(self.branch)}"] if self.branch else []
         return "\n".join(lines)

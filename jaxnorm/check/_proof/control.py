@@ -15,8 +15,8 @@ from jaxnorm.check._proof.machine import Machine, Undecided, Value, is_exact
 from jaxnorm.check._proof.rules import RULES, rule
 
 Parameters = dict[str, Any]
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "program", "call")
-_CALLS = (
+BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "program", "call")
+CALLS = (
     "jit",
     "pjit",
     "closed_call",
@@ -79,9 +79,9 @@ def closed(m: Machine, body: Any, values: Sequence[Value]) -> list[Value]:
     return run(m, body.jaxpr, body.consts, values) if isinstance(body, core.ClosedJaxpr) else run(m, body, (), values)
 
 
-@rule(*_CALLS)
+@rule(*CALLS)
 def _call(m: Machine, parameters: Parameters, *values: Value) -> list[Value]:
-    return closed(m, next(parameters[key] for key in _BODIES if key in parameters), values)
+    return closed(m, next(parameters[key] for key in BODIES if key in parameters), values)
 
 
 @rule("convolution_product")

@@ -11,11 +11,13 @@ from jax.extend import core
 
 from jaxnorm.check._problem import Layout, Leaves, flatten, is_float
 from jaxnorm.check._programs import vjp_at
+from jaxnorm.check._proof import meshes
 from jaxnorm.check._proof.choices import Choices, choice, on_platform
 from jaxnorm.check._proof.control import choices, run
 from jaxnorm.check._proof.machine import Machine, Undecided, Value
 from jaxnorm.check._proof.residues import Field
 
+_MODULES = (meshes,)  # it fills the table of rules
 Platforms = tuple[str | None, ...]  # None: whatever the programs do not name
 
 

@@ -22,7 +22,7 @@ import jaxnorm
 from jaxnorm._lower.platforms import for_several_processes
 from jaxnorm.check import Proof, Report
 from jaxnorm.check._cases import Case, all_cases
-from jaxnorm.check._library import brief, check_case, prove_case, share_memory
+from jaxnorm.check._library import check_case, check_in_brief, prove_case, share_memory
 from jaxnorm.check._report import as_table
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     with _pool(options.names) as pool:
-        reports, seconds = _over_cases(pool, check_case if options.full else _check_in_brief, options.names)
+        reports, seconds = _over_cases(pool, check_case if options.full else check_in_brief, options.names)
     rows = [_summary(name, list(of_name.values())) for name, of_name in reports.items()]
     failures = [f"{c}: {f}" for of_name in reports.values() for c, r in of_name.items() for f in r.failures]
     print("\n".join([*failures, _table(rows)]))
@@ -63,10 +63,6 @@ def _pool(names: Sequence[str]) -> Executor:
     if for_several_processes():
         return _processes(sum(len(_by_function()[name]) for name in names))
     return ThreadPoolExecutor(2)
-
-
-def _check_in_brief(case: Case) -> Report:
-    return check_case(case, **brief(case, _by_function()[case.name]))
 
 
 def _prove(options: argparse.Namespace) -> int:

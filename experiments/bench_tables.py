@@ -2,11 +2,13 @@
 
     python experiments/bench_tables.py          writes these tables and the README's picture from experiments/results
     python experiments/bench_tables.py --check  exits with 1 if a table differs from what is recorded there
+    python experiments/bench_tables.py --record-check FILE   records what `python -m jaxnorm check --json FILE` wrote
 
 A table's place in a text lies between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 import argparse
+import datetime
 import json
 import re
 import statistics
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results" / "cpu.json"
 PICTURE = RESULTS.parent / "headline.png"
 ZOO = RESULTS.parent / "zoo" / "zoo.json"
-TEXTS = [ROOT / "docs" / name for name in ("benchmarks.md", "accelerators.md", "howto/any_model.md")]
+CHECK = RESULTS.parent / "check.json"
+TEXTS = [ROOT / "docs" / name for name in ("benchmarks.md", "accelerators.md", "howto/any_model.md", "howto/check.md")]
 COMPILED = sorted(RESULTS.parent.glob("compiled-*.json"), reverse=True)
 NAMES = {
     "jaxnorm": "jaxnorm",
@@ -304,8 +307,29 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
     if ZOO.exists():
         found["zoo"] = markdown(zoo(json.loads(ZOO.read_text(encoding="utf-8"))["rows"]))
+    if CHECK.exists():
+        recorded = json.loads(CHECK.read_text(encoding="utf-8"))
+        found["check"] = markdown(check_grid(recorded))
+        found["check-machine"] = f"Recorded on {recorded['date']}: {recorded['machine']}."
     found["headline"] = markdown(headline_grid(headlines(results, compiled_results())))
     return found | ({"compiled": markdown(compiled_summary(compiled_results()))} if COMPILED else {})
+
+
+def check_grid(recorded: Mapping[str, Any]) -> Grid:
+    """What `python -m jaxnorm check` found of each function."""
+    columns = ["function", "cases", "failing", "worst error / tolerance", "bytes kept", "autodiff's"]
+    rows = []
+    for row in recorded["functions"]:
+        kept = [f"{row[key]:,}" for key in ("bytes_kept", "bytes_kept_by_autodiff")]
+        rows.append([f"`{row['function']}`", str(row["cases"]), str(row["failing"]), f"{row['worst']:.2g}", *kept])
+    return Grid("check", columns, rows)
+
+
+def record_check(report: Path) -> None:
+    """Keeps of a report of `python -m jaxnorm check` what its table needs, without the rows of every case."""
+    found = json.loads(report.read_text(encoding="utf-8"))
+    kept = {"date": datetime.date.today().isoformat(), "machine": found["machine"], "functions": found["functions"]}
+    CHECK.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def compiled_results() -> list[dict[str, Any]]:
@@ -329,7 +353,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table differs")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="what bench.py --json wrote")
     parser.add_argument("--texts", type=Path, nargs="+", default=TEXTS, metavar="FILE", help="texts with places")
+    parser.add_argument("--record-check", type=Path, metavar="FILE", help="a report of python -m jaxnorm check")
     options = parser.parse_args(argv)
+    if options.record_check:
+        record_check(options.record_check)
     results = json.loads(options.results.read_text(encoding="utf-8"))
     found = tables(results)
     for path in options.texts:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -18,9 +19,10 @@ from typing import Any
 import jax
 
 import jaxnorm
+from jaxnorm._lower.platforms import for_several_processes
 from jaxnorm.check import Proof, Report
 from jaxnorm.check._cases import Case, all_cases
-from jaxnorm.check._library import brief, check_case, prove_case, share_memory
+from jaxnorm.check._library import check_case, check_in_brief, prove_case, share_memory
 from jaxnorm.check._report import as_table
 
 
@@ -42,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    with ThreadPoolExecutor(2) as pool:  # while one thread waits for the compiler, the other traces
-        reports, seconds = _over_cases(pool, check_case if options.full else _check_in_brief, options.names)
+    with _pool(options.names) as pool:
+        reports, seconds = _over_cases(pool, check_case if options.full else check_in_brief, options.names)
     rows = [_summary(name, list(of_name.values())) for name, of_name in reports.items()]
     failures = [f"{c}: {f}" for of_name in reports.values() for c, r in of_name.items() for f in r.failures]
     print("\n".join([*failures, _table(rows)]))
@@ -56,8 +58,11 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _check_in_brief(case: Case) -> Report:
-    return check_case(case, **brief(case, _by_function()[case.name]))
+def _pool(names: Sequence[str]) -> Executor:
+    """Processes where they can share the backend; else two threads: while one waits for the compiler, one traces."""
+    if for_several_processes():
+        return _processes(sum(len(_by_function()[name]) for name in names))
+    return ThreadPoolExecutor(2)
 
 
 def _prove(options: argparse.Namespace) -> int:
@@ -113,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
         help="check every public function against float64 truth",
         description="Checks the functions of this library, each over its cases: values, every cotangent and dtypes in "
         "float64 against autodiff of a plain twin, and bfloat16; for each function's first case also transformations, "
-        "second derivatives and float32. Exit status: 0 if all holds, 1 if not, 2 for bad arguments.",
+        "second derivatives, float32 and what is kept for the backward pass. "
+        "Exit status: 0 if all holds, 1 if not, 2 for bad arguments.",
     )
     prove = commands.add_parser(
         "prove",
@@ -133,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@functools.cache
 def _by_function() -> dict[str, list[Case]]:
     cases: dict[str, list[Case]] = {}
     for case in all_cases():

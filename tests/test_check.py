@@ -252,9 +252,8 @@ PLANTS = [
 def test_a_wrong_rule_is_rejected_with_the_argument_and_the_reason(plant: Plant):
     rule = plant.make(plant.wrong)
     report = check_vjp(rule, *plant.args(0), reference=plain(rule))
-    found = [failure for failure in report.failures if failure.startswith(plant.failure)]
-    assert found and not report.ok, report
-    assert plant.reason in found[0]
+    assert not report.ok and report.failures[0].startswith(plant.failure), report
+    assert plant.reason in report.failures[0]
     with pytest.raises(AssertionError, match="checks fail"):
         report.raise_if_failed()
 
@@ -266,18 +265,14 @@ def test_a_wrong_rule_is_rejected_without_a_reference(plant: Plant):
     assert any(failure.startswith(plant.alone) for failure in report.failures), report
 
 
-MAKERS = {plant.make: plant for plant in PLANTS if plant.wrong != "element"}.values()
+MAKERS = {plant.make: plant for plant in PLANTS if plant.wrong != "element"}.values()  # right ones: test_check_right
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("plant", MAKERS, ids=lambda plant: plant.make.__name__)
-def test_right_rules_are_accepted_over_100_seeds(plant: Plant):
-    rule = plant.make()
-    twin = plain(rule)
-    for seed in range(100):
-        check_vjp(rule, *plant.args(seed), reference=twin, seed=seed).raise_if_failed()
+def test_right_rules_are_accepted_without_a_reference(plant: Plant):
     for seed in range(3):
-        check_vjp(rule, *plant.args(seed), seed=seed).raise_if_failed()
+        check_vjp(plant.make(), *plant.args(seed), seed=seed).raise_if_failed()
 
 
 def test_a_rule_wrong_for_even_sizes_holds_for_odd_ones():

@@ -179,6 +179,22 @@ def test_infinite_and_extreme_logits(loss):
                 assert not gradient.any()
 
 
+def test_the_twin_has_the_gradient_of_impossible_and_invalid_labels():
+    """p - [j = y] where the label's own logit is -inf, 0 where its class is masked, NaN where there is none of it."""
+    logits = np.array([[0.0, -np.inf, 1.0], [0.0, 2.0, 1.0], [0.0, 2.0, 1.0], [-np.inf] * 3])
+    labels, where = np.array([1, 2, -1, 0]), np.array([[True] * 3, [True, True, False], [True] * 3, [True] * 3])
+    p = np.exp([0.0, -np.inf, 1.0]) / (1 + np.e)
+    for module in (jn, reference):
+        of_integers = partial(module.softmax_cross_entropy_with_integer_labels, labels=labels, where=where)
+        loss, vjp = jax.vjp(of_integers, logits)
+        np.testing.assert_array_equal(loss, [np.inf, np.inf, np.nan, np.inf])
+        np.testing.assert_allclose(vjp(np.ones(4))[0], [p - [0, 1, 0], [0] * 3, [np.nan] * 3, [0] * 3])
+        dense = jax.grad(lambda x, module=module: module.softmax_cross_entropy(x, np.eye(3)[:2]).sum())(logits[:2])
+        np.testing.assert_allclose(dense[0], p - [1, 0, 0])
+        dense = jax.grad(lambda x, module=module: module.softmax_cross_entropy(x, np.eye(3)[[1]]).sum())(logits[:1])
+        np.testing.assert_allclose(dense[0], p - [0, 1, 0])
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from jax import lax
 
 _forced: list[str] = []
@@ -24,6 +25,11 @@ def forced(platform: str) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
+
+
+def for_several_processes() -> bool:
+    """Whether several processes may compute on the default backend at once. Some accelerators belong to one alone."""
+    return jax.default_backend() == "cpu"
 
 
 def forced_platform() -> str | None:

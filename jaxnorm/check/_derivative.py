@@ -13,8 +13,20 @@ from jaxnorm.check._exact import Call, first_order, outside_jit, second_order, t
 from jaxnorm.check._inspect import rounds_to, rule_of
 from jaxnorm.check._invariance import invariance_rows
 from jaxnorm.check._precision import condition, cost, error_of, low_precisions, points_near, precision_rows
-from jaxnorm.check._problem import Layout, Leaves, flatten, mixed, output_names, shapes
-from jaxnorm.check._programs import FORWARD, REVERSE, Failed, Inputs, Low, Mode, low_precision, ours, points, truth
+from jaxnorm.check._problem import Layout, Leaves, flatten, mixed, output_names, shapes, traced
+from jaxnorm.check._programs import (
+    FORWARD,
+    REVERSE,
+    Failed,
+    Inputs,
+    Low,
+    Mode,
+    low_precision,
+    ours,
+    points,
+    traced_at,
+    truth,
+)
 from jaxnorm.check._report import Report, Row, summarize
 from jaxnorm.check._setting import exact_products, hashable
 from jaxnorm.check._structure import Names, mixed_rows, structure_rows
@@ -68,11 +80,12 @@ def check_derivative(mode: Mode, fun: Callable[..., Any], args: tuple[Any, ...],
             fixed = call.judged != np.float64
             rows += structure_rows(mode, fun, reference, layout, call.outputs, leaves, options.dtypes, fixed)
         if all(row.ok or row.comparable for row in rows):
-            outputs = jax.eval_shape(layout.flat(fun), shapes(leaves))[0]
+            outputs = jax.eval_shape(layout.flat(traced(fun)), shapes(leaves))[0]
             inputs = Inputs.of(mode, layout, leaves, outputs, options.seeds, options.seed)
             if "mixed dtypes" in chosen:
                 rows += mixed_rows(mode, fun, layout, call.outputs, leaves, options.dtypes)
-            lows = low_precisions(call, inputs, options.dtypes if reference and "precision" in chosen else ())
+            low = options.dtypes if reference and "precision" in chosen else ()
+            lows = low_precisions(call, inputs, low, quick="cost" not in chosen)
             rows += _judged(call, inputs, chosen, lows, options)
             spent = cost(call, inputs, lows, options.dtypes) if "cost" in chosen and mode is REVERSE else {}
     return Report(name, summarize(rows), spent, setting)
@@ -89,8 +102,8 @@ def _call(mode: Mode, fun: Any, reference: Any, layout: Layout, leaves: Leaves, 
     outputs = _outputs(fun, reference, layout, leaves)
 
     def run(leaves: Leaves) -> Any:
-        flat = layout.flat(fun)
-        return mode.at(layout, flat, leaves, mode.of(layout.pick(leaves), flat(leaves)[0])[0])
+        values = layout.flat(traced(fun))(leaves)[0]
+        return traced_at(mode, fun, layout)(leaves, mode.of(layout.pick(leaves), values)[0])
 
     try:
         rounds = rounds_to(run, shapes(leaves))
@@ -113,7 +126,7 @@ def _outputs(fun: Any, reference: Any, layout: Layout, leaves: Leaves) -> Names:
 
 def _kind(call: Call) -> Iterator[Row]:
     """What the function is, where that says what this check is worth."""
-    rule = rule_of(call.layout.flat(call.fun), shapes(call.leaves))
+    rule = rule_of(call.layout.flat(traced(call.fun)), shapes(call.leaves))
     if call.mode is FORWARD and rule == "custom VJP":
         note = "fun has a custom VJP, which has no forward mode: JAX raises"
         yield Row("tangent", call.arguments, False, note=note, comparable=False)
@@ -145,7 +158,7 @@ def _exact(call: Call, inputs: Inputs, chosen: frozenset[str], lows: list[Any], 
     got = jax.device_get(ours(call.mode, call.fun, call.layout, call.outputs[0], parts, call.leaves, inputs))
     fixed = call.judged != np.float64
     mode, reference, layout = call.mode, call.reference or call.fun, call.layout
-    plain = low_precision(mode, reference, layout, call.leaves, inputs, np.float32) if fixed else None
+    plain = low_precision(mode, reference, layout, call.leaves, inputs, np.float32, quick=True) if fixed else None
     wanted, table = _truth(call, inputs, parts, lows, plain)
     if fixed:
         call = dataclasses.replace(

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.check._problem import QUICK, Layout, Leaves, shapes
+from jaxnorm.check._problem import Layout, Leaves, shapes
 from jaxnorm.check._programs import FORWARD, REVERSE, Failed, Mode
+from jaxnorm.check._quick import quick_jit
 from jaxnorm.check._report import Row
 
 STEPS = (3e-3, 3e-4, 3e-5)  # in units of the direction, in float64
@@ -46,7 +47,7 @@ def _scale(dtype: Any) -> Scale:
     return Scale(epsilon, tuple(h * (epsilon / exact) ** (1 / 7) for h in STEPS), 1e-2, 64 * epsilon)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+@quick_jit(static_argnums=(0, 1, 2, 3))
 def _of_values(
     fun: Callable[..., Any], layout: Layout, scale: Scale, modes: tuple[Mode, ...], leaves: Leaves, *at: Leaves
 ) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _of_values(
     return _measure(lambda moved: flat(layout.put(leaves, moved))[0], scale, modes, *at)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+@quick_jit(static_argnums=(0, 1, 2, 3))
 def _of_derivatives(
     fun: Callable[..., Any], layout: Layout, scale: Scale, mode: Mode, leaves: Leaves, g: Leaves, *at: Leaves
 ) -> dict[str, Any]:

@@ -15,10 +15,15 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a trace, of inner ones too."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(inner, core.ClosedJaxpr | core.Jaxpr) or hasattr(inner, "eqns"):
-                    yield from equations(getattr(inner, "jaxpr", inner))
+        for inner in _inner(eqn):
+            yield from equations(inner)
+
+
+def _inner(eqn: Any) -> list[Any]:
+    """The traces that an equation holds."""
+    values = [v for value in eqn.params.values() for v in (value if isinstance(value, list | tuple) else (value,))]
+    held = [v for v in values if isinstance(v, core.ClosedJaxpr | core.Jaxpr) or hasattr(v, "eqns")]
+    return [getattr(v, "jaxpr", v) for v in held]
 
 
 def rule_of(fun: Callable[..., Any], *args: Any) -> str:
@@ -43,6 +48,8 @@ def rounds_to(run: Callable[..., Any], *args: Any) -> list[np.dtype]:
     widest = max((jnp.finfo(a.dtype).nmant for a in leaves), default=0)
     found: set[np.dtype] = set()
     for eqn in equations(jax.make_jaxpr(run)(*args).jaxpr):
+        if _inner(eqn):  # its own equations tell which of its outputs come of which arguments
+            continue
         if any(is_float(v.aval) and jnp.finfo(v.aval.dtype).nmant == widest for v in eqn.invars if _is_array(v)):
             found |= {v.aval.dtype for v in eqn.outvars if _is_array(v) and is_float(v.aval)}
     below = {d for d in found if jnp.finfo(d).nmant < widest}

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxnorm.check._problem import QUICK, Flat, Layout, Leaves
+from jaxnorm.check._problem import Flat, Layout, Leaves
 from jaxnorm.check._programs import vjp_at
+from jaxnorm.check._quick import compiler_options
 
 Specs = Sequence[Any]  # a PartitionSpec for each leaf
 _GATHER = re.compile(r"= (\S+|\(.*?\)) all-gather(?:-start)?\(")
@@ -98,7 +99,7 @@ def compiled(m: OnMesh, run: Callable[..., Any], leaves: Leaves, g: Leaves) -> t
     """The results on the mesh's auto axes, and the program."""
     mesh = m.with_axes(AxisType.Auto)
     args = m.placed(leaves, m.specs, mesh), m.placed(g, m.out_specs[0], mesh)
-    program = jax.jit(run).lower(*args).compile(compiler_options=QUICK)
+    program = jax.jit(run).lower(*args).compile(compiler_options=compiler_options())
     return jax.device_get(program(*args)), program.as_text() or ""
 
 

@@ -7,6 +7,7 @@ gradient that is 0 on paper, and has no digits that a rule could lose.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -78,10 +79,11 @@ def error_of(call: Call, plain: Low, name: str, table: dict[str, Any]) -> dict[s
     return found
 
 
-def low_precisions(call: Call, inputs: Inputs, dtypes: Sequence[Any]) -> list[tuple[Low, Low]]:
+def low_precisions(call: Call, inputs: Inputs, dtypes: Sequence[Any], *, quick: bool) -> list[tuple[Low, Low]]:
     """Function and reference in each dtype that the function takes."""
     functions = [f for f in (call.fun, call.reference) if f]
-    sides = [[low_precision(call.mode, f, call.layout, call.leaves, inputs, d) for f in functions] for d in dtypes]
+    at = functools.partial(low_precision, layout=call.layout, leaves=call.leaves, inputs=inputs, quick=quick)
+    sides = [[at(call.mode, f, dtype=d) for f in functions] for d in dtypes]
     return [(low, plain) for low, plain in sides if low and plain]
 
 
@@ -165,9 +167,8 @@ def cost(call: Call, inputs: Inputs, lows: list[tuple[Low, Low]], dtypes: Sequen
     sides = {"fun": call.fun} | ({"reference": call.reference} if call.reference else {})
     found: list[Any] = list(lows[0]) if lows else []
     if not found:
-        every = [
-            low_precision(call.mode, f, call.layout, call.leaves, inputs, d) for f in sides.values() for d in dtypes[:1]
-        ]
+        at = functools.partial(low_precision, layout=call.layout, leaves=call.leaves, inputs=inputs, quick=False)
+        every = [at(call.mode, f, dtype=d) for f in sides.values() for d in dtypes[:1]]
         found = every if all(every) else []
     dtype = found[0].dtype if found else np.dtype(np.float64)
     leaves = cast(call.leaves, dtype)

@@ -1,6 +1,7 @@
 """A function and its arguments as flat lists of named leaves, some of which are differentiated."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,6 @@ import numpy as np
 
 Leaves = list[Any]
 Flat = Callable[[Leaves], tuple[Leaves, Leaves]]  # leaves -> the floating-point outputs, the other outputs
-
-# The compiler's optimizer is most of the time of an exact comparison in float64, and nothing of its point.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def is_float(leaf: Any) -> bool:
@@ -72,6 +70,15 @@ def flatten(
     return Layout(names, tuple(moving), tree), leaves
 
 
+@functools.lru_cache(maxsize=256)
+def traced(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun` as a program, whose trace is kept: for whoever asks again for its outputs' shapes, or its equations.
+
+    A rule that is differentiated must see what differentiates it, and is called as it is.
+    """
+    return jax.jit(fun)
+
+
 def mixed(args: Any) -> bool:
     """Whether the floating-point arrays among arguments, as they were given, have several dtypes."""
     dtypes = {np.dtype(a.dtype) for a in jax.tree.leaves(args) if hasattr(a, "dtype") and is_float(a)}
@@ -103,7 +110,7 @@ def stack(trees: list[Any], axis: int = 0) -> Any:
 
 def output_names(fun: Callable[..., Any], layout: Layout, leaves: Leaves) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the floating-point outputs and of the others."""
-    outputs = jax.eval_shape(lambda leaves: fun(*jax.tree.unflatten(layout.tree, leaves)), shapes(leaves))
+    outputs = jax.eval_shape(lambda leaves: traced(fun)(*jax.tree.unflatten(layout.tree, leaves)), shapes(leaves))
     paths, _ = jax.tree_util.tree_flatten_with_path(outputs)
     named = [(f"output{jax.tree_util.keystr(path)}", is_float(leaf)) for path, leaf in paths]
     return tuple(n for n, known in named if known), tuple(n for n, known in named if not known)

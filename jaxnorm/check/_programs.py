@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm.check._cost import compiled_cost
-from jaxnorm.check._problem import QUICK, Flat, Layout, Leaves, cast, is_float, stack
+from jaxnorm.check._problem import Flat, Layout, Leaves, cast, is_float, stack, traced
+from jaxnorm.check._quick import compiler_options, quick_jit
 
 MIX = (0.75, -1.5)  # of two incoming derivatives, for linearity
 Parts = dict[str, Callable[[], Any]]
@@ -69,6 +70,14 @@ class Mode:
         return (outputs, moving) if self is REVERSE else (moving, outputs)
 
 
+@functools.lru_cache(maxsize=256)
+def traced_at(mode: Mode, fun: Callable[..., Any], layout: Layout) -> Any:
+    """`mode.at` of leaves and incoming derivatives as a program, whose trace is kept: every check uses it that does not
+    ask what a rule makes of a transformation.
+    """
+    return jax.jit(functools.partial(mode.at, layout, layout.flat(fun)))
+
+
 REVERSE = Mode("cotangent", vjp_at, ("grad of grad", "jvp of grad"))
 FORWARD = Mode("tangent", jvp_at, ("grad of jvp", "jvp of jvp"))
 
@@ -109,9 +118,9 @@ def _second(leaf: Any) -> Any:
     return np.roll(leaf, 1, -1) if leaf.ndim else leaf  # the same integers or booleans elsewhere
 
 
-def _first_order(mode: Mode, layout: Layout, flat: Flat, names: Any, leaves: Leaves, inputs: Inputs) -> Parts:
+def _first_order(mode: Mode, layout: Layout, fun: Any, names: Any, leaves: Leaves, inputs: Inputs) -> Parts:
     """The values, and the derivatives for many incoming ones, together and from parts."""
-    first, second = inputs.incoming[:2]
+    flat, (first, second) = layout.flat(fun), inputs.incoming[:2]
     mixed = [MIX[0] * a + MIX[1] * b for a, b in zip(first, second, strict=True)]
     incoming = [*inputs.incoming, *inputs.alone(), mixed, [jnp.zeros_like(c) for c in first]]
 
@@ -122,8 +131,11 @@ def _first_order(mode: Mode, layout: Layout, flat: Flat, names: Any, leaves: Lea
         alone = first if mode is REVERSE else first[k : k + 1]
         return lambda: mode.at(dataclasses.replace(layout, moving=(i,)), flat, leaves, alone)[2]
 
-    many = functools.partial(mode.at, layout, flat, leaves)
-    parts: Parts = {"plain": lambda: flat(leaves), "many": lambda: jax.lax.map(many, stack(incoming))}
+    many = functools.partial(traced_at(mode, fun, layout), leaves)
+    parts: Parts = {
+        "plain": lambda: layout.flat(traced(fun))(leaves),
+        "many": lambda: jax.lax.map(many, stack(incoming)),
+    }
     if mode is REVERSE:
         parts |= {f"only {name} used": output(k) for k, name in enumerate(names) if len(names) > 1}
     else:
@@ -149,11 +161,11 @@ def _transforms(mode: Mode, layout: Layout, flat: Flat, leaves: Leaves, inputs: 
     return parts | {f"vmap over {name}": each(i) for i, name in enumerate(layout.names)}
 
 
-def _second_order(mode: Mode, layout: Layout, flat: Flat, leaves: Leaves, inputs: Inputs) -> Parts:
+def _second_order(mode: Mode, layout: Layout, fun: Any, leaves: Leaves, inputs: Inputs) -> Parts:
     """Both second derivatives: of the outgoing derivatives as a function of the arguments and the incoming ones."""
 
     def outgoing(moved: Leaves, incoming: Leaves) -> Leaves:
-        found = mode.at(layout, flat, layout.put(leaves, moved), incoming)[2]
+        found = traced_at(mode, fun, layout)(layout.put(leaves, moved), incoming)[2]
         return [d.astype(t.dtype) for d, t in zip(found, inputs.of_outgoing, strict=True)]
 
     at = layout.pick(leaves), inputs.incoming[0]
@@ -175,7 +187,7 @@ def _run(parts: Parts) -> dict[str, Any]:
     return results
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), compiler_options=QUICK)
+@quick_jit(static_argnums=(0, 1, 2, 3, 4))
 def ours(
     mode: Mode,
     fun: Callable[..., Any],
@@ -186,13 +198,12 @@ def ours(
     inputs: Inputs,
 ) -> dict[str, Any]:
     """Everything that is asked of the function in float64."""
-    flat = layout.flat(fun)
-    parts = _first_order(mode, layout, flat, outputs, leaves, inputs)
-    parts |= _transforms(mode, layout, flat, leaves, inputs) if "transforms" in chosen else {}
-    return _run(parts | (_second_order(mode, layout, flat, leaves, inputs) if "second order" in chosen else {}))
+    parts = _first_order(mode, layout, fun, outputs, leaves, inputs)
+    parts |= _transforms(mode, layout, layout.flat(fun), leaves, inputs) if "transforms" in chosen else {}
+    return _run(parts | (_second_order(mode, layout, fun, leaves, inputs) if "second order" in chosen else {}))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=QUICK)
+@quick_jit(static_argnums=(0, 1, 2, 3))
 def truth(
     mode: Mode,
     reference: Callable[..., Any],
@@ -203,12 +214,12 @@ def truth(
     points: list[Point],
 ) -> dict[str, Any]:
     """Values and derivatives at every point, and second derivatives."""
-    flat = layout.flat(reference)
+    at = traced_at(mode, reference, layout)
     stacked = tuple(stack(list(side)) for side in zip(*points, strict=True))
-    found = {"points": jax.lax.map(lambda point: mode.at(layout, flat, *point), stacked)}
+    found = {"points": jax.lax.map(lambda point: at(*point), stacked)}
     if mode is FORWARD:
-        found["reverse mode"] = vjp_at(layout, flat, leaves, inputs.of_outgoing)[2]
-    parts = _second_order(mode, layout, flat, leaves, inputs) if "second order" in chosen else {}
+        found["reverse mode"] = vjp_at(layout, layout.flat(reference), leaves, inputs.of_outgoing)[2]
+    parts = _second_order(mode, layout, reference, leaves, inputs) if "second order" in chosen else {}
     return found | {name: part() for name, part in parts.items()}
 
 
@@ -232,13 +243,13 @@ class Low(NamedTuple):
 
 
 def low_precision(
-    mode: Mode, fun: Callable[..., Any], layout: Layout, leaves: Leaves, inputs: Inputs, dtype: Any
+    mode: Mode, fun: Callable[..., Any], layout: Layout, leaves: Leaves, inputs: Inputs, dtype: Any, *, quick: bool
 ) -> Low | None:
-    """The function in a low precision, compiled as anyone would; None if it does not take it."""
+    """The function in a low precision, compiled `quick`ly or as anyone would; None if it does not take it."""
     rounded = cast(leaves, dtype)
     with jax.enable_x64(False):
         try:
-            outputs = jax.eval_shape(layout.flat(fun), rounded)[0]
+            outputs = jax.eval_shape(layout.flat(traced(fun)), rounded)[0]
         except Exception:  # the check of structure has noted it
             return None
         taken = mode.of(layout.pick(rounded), outputs)[0]
@@ -247,7 +258,7 @@ def low_precision(
         kinds = tuple((a.shape, a.dtype) for a in (*rounded, *incoming))
         products = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009
         try:
-            compiled, cost = _compiled(mode, fun, layout, kinds, len(leaves), products)
+            compiled, cost = _compiled(mode, fun, layout, kinds, len(leaves), products, quick)
         except Exception:  # the same
             return None
         floats, _, outgoing = jax.device_get(compiled(rounded, incoming))
@@ -258,10 +269,16 @@ def low_precision(
 
 @functools.lru_cache(maxsize=64)
 def _compiled(
-    mode: Mode, fun: Callable[..., Any], layout: Layout, kinds: tuple[Any, ...], leaves: int, precision: Any
+    mode: Mode,
+    fun: Callable[..., Any],
+    layout: Layout,
+    kinds: tuple[Any, ...],
+    leaves: int,
+    precision: Any,
+    quick: bool,
 ) -> tuple[Any, Any]:
     """Value and derivatives as a compiled program, and what it costs; `precision` is that of products, in force."""
     arrays = [jax.ShapeDtypeStruct(*kind) for kind in kinds]
-    program = jax.jit(functools.partial(mode.at, layout, layout.flat(fun)))
-    compiled = program.lower(arrays[:leaves], arrays[leaves:]).compile()
+    options = compiler_options() if quick else None
+    compiled = traced_at(mode, fun, layout).lower(arrays[:leaves], arrays[leaves:]).compile(options)
     return compiled, compiled_cost(compiled)

@@ -1,7 +1,6 @@
 """Shapes and dtypes of values and derivatives, by tracing alone."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm.check._problem import Layout, Leaves, dtype_in, is_float
-from jaxnorm.check._programs import FORWARD, Failed, Mode
+from jaxnorm.check._problem import Layout, Leaves, dtype_in, is_float, traced
+from jaxnorm.check._programs import FORWARD, Failed, Mode, traced_at
 from jaxnorm.check._report import Row
 
 Names = tuple[tuple[str, ...], tuple[str, ...]]
@@ -36,12 +35,12 @@ def structure_rows(
         with jax.enable_x64(wide):
             typed = [_typed(leaf, dtype) for leaf in leaves]
             try:
-                values = jax.eval_shape(layout.flat(fun), typed)
+                values = jax.eval_shape(layout.flat(traced(fun)), typed)
             except Exception as error:
                 yield Row(setting, "arguments", True, note=f"not checked: fun {Failed.by(error).text}")
                 continue
             if reference:
-                truth = jax.eval_shape(layout.flat(reference), typed)
+                truth = jax.eval_shape(layout.flat(traced(reference)), typed)
                 for names, got, wanted in zip(outputs, values, truth, strict=True):
                     yield from _same("structure", setting, names, got, wanted, "the reference's", any_dtype=fixed)
             yield from _derivatives(mode, "structure", fun, layout, setting, typed, values, outputs, fixed and wide)
@@ -57,7 +56,7 @@ def mixed_rows(
             typed = [_typed(leaf, one if i == first else rest) for i, leaf in enumerate(leaves)]
             with jax.enable_x64(False):
                 try:
-                    values = jax.eval_shape(layout.flat(fun), typed)
+                    values = jax.eval_shape(layout.flat(traced(fun)), typed)
                 except Exception:  # a function need not take mixtures
                     continue
                 setting = f"{np.dtype(one).name} {layout.names[first]} and {np.dtype(rest).name} others"
@@ -80,7 +79,7 @@ def _derivatives(
         every = dataclasses.replace(layout, moving=tuple(i for i, a in enumerate(leaves) if _has_tangent(a)))
     incoming = mode.of(every.pick(leaves), list(values[0]))[0]
     try:
-        got = jax.eval_shape(functools.partial(mode.at, every, every.flat(fun)), leaves, incoming)[2]
+        got = jax.eval_shape(traced_at(mode, fun, every), leaves, incoming)[2]
     except Exception as error:
         note = f"in {setting} the rule {Failed.by(error).text}"
         yield Row(check, ", ".join(layout.moving_names), False, note=note, comparable=setting != "float64")

@@ -46,7 +46,8 @@ def check_vjp(
     transforms            the same under checkpoint, scan, and vmap over each argument and over all
     outside jit           the same where every operation runs by itself; all else is compiled whole
     second order          grad of grad and jvp of grad equal the reference's, or central differences of the cotangents
-    cost                  reported, not judged: bytes kept for the backward pass, temporary memory, FLOPs
+    cost                  reported, not judged: bytes kept for the backward pass, temporary memory, FLOPs; what runs in
+                          a low precision is then compiled by the whole optimizer
     ====================  ============================================================================================
 
     Without a reference the gradients are checked by differences: along random signs, where an error above the

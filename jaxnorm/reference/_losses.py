@@ -15,17 +15,39 @@ def _loss_dtype(logits):
 
 def _row_log_softmax(logits, axis, where):
     """log_softmax and log-sum-exp with the class axis kept; rows without classes are -inf and have no gradient."""
-    if where is not None:
-        logits = jnp.where(jnp.broadcast_to(where, logits.shape), logits, -jnp.inf)
+    logits = _unmasked(logits, where, -jnp.inf)
+    shift, log_total, lse = _row_terms(logits, axis)
+    possible = logits != -jnp.inf
+    return jnp.where(possible, jnp.where(possible, logits, 0) - shift - log_total, -jnp.inf), lse
+
+
+def _unmasked(logits, where, fill):
+    return logits if where is None else jnp.where(jnp.broadcast_to(where, logits.shape), logits, fill)
+
+
+def _row_terms(logits, axis):
+    """The largest logit, the logarithm of the sum of exponentials relative to it, and log-sum-exp."""
     top = lax.stop_gradient(jnp.max(logits, axis=axis, keepdims=True, initial=-jnp.inf))
     shift = jnp.where(top == -jnp.inf, 0, top)
     possible = logits != -jnp.inf
-    exponents = jnp.where(possible, logits, 0) - shift
-    total = jnp.sum(jnp.where(possible, jnp.exp(jnp.where(possible, exponents, 0)), 0), axis=axis, keepdims=True)
+    exponents = jnp.where(possible, logits, shift) - shift
+    total = jnp.sum(jnp.where(possible, jnp.exp(exponents), 0), axis=axis, keepdims=True)
     empty = total == 0
     log_total = jnp.where(empty, 0, jnp.log(jnp.where(empty, 1, total)))
-    log_p = jnp.where(possible, exponents - log_total, -jnp.inf)
-    return log_p, jnp.where(empty, -jnp.inf, shift + log_total)
+    return shift, log_total, jnp.where(empty, -jnp.inf, shift + log_total)
+
+
+def _row_nll(logits, axis, where):
+    """The negative log-probability of each class, and log-sum-exp.
+
+    A masked class, and one in a row without classes, is a constant +inf. One of logit -inf is +inf with the gradient
+    p_i - [i = j], as everywhere else.
+    """
+    constant = jnp.zeros(logits.shape, bool) if where is None else ~jnp.broadcast_to(where, logits.shape)
+    logits = _unmasked(logits, where, -jnp.inf)
+    shift, log_total, lse = _row_terms(logits, axis)
+    constant = constant | (lse == -jnp.inf)
+    return jnp.where(constant, jnp.inf, log_total - jnp.where(constant, 0, logits - shift)), lse
 
 
 @split_like(losses.softmax)
@@ -40,11 +62,10 @@ def log_softmax(x, axis=-1, where=None):
     return _row_log_softmax(compute(x)[0], axis, where)[0].astype(dtype)
 
 
-def _weighted_nll(weights, log_p):
-    """-weights * log_p, where a class of weight 0 counts 0 even at probability 0."""
-    impossible = log_p == -jnp.inf
-    nll = jnp.where(impossible, jnp.inf, -jnp.where(impossible, 0, log_p))
-    return jnp.where(impossible & (weights == 0), 0, weights * jnp.where(impossible & (weights == 0), 0, nll))
+def _weighted(weights, nll):
+    """weights * nll, where a class of weight 0 counts 0 even at probability 0."""
+    uncounted = (nll == jnp.inf) & (weights == 0)
+    return jnp.where(uncounted, 0, weights * jnp.where(uncounted, 0, nll))
 
 
 def _uniform(logits, axis, where):
@@ -60,9 +81,9 @@ def softmax_cross_entropy(logits, labels, axis=-1, where=None, *, label_smoothin
     logits, labels = compute(logits, labels)
     if label_smoothing:
         labels = (1 - label_smoothing) * labels + label_smoothing * _uniform(logits, axis, where)
-    log_p, _ = _row_log_softmax(logits, axis, where)
-    labels = jnp.where(log_p == -jnp.inf, lax.stop_gradient(labels), labels)
-    return jnp.sum(_weighted_nll(labels, log_p), axis=axis).astype(dtype)
+    nll, _ = _row_nll(logits, axis, where)
+    labels = jnp.where(nll == jnp.inf, lax.stop_gradient(labels), labels)
+    return jnp.sum(_weighted(labels, nll), axis=axis).astype(dtype)
 
 
 def _one_hot(labels, logits, axis):
@@ -92,15 +113,17 @@ def softmax_cross_entropy_with_integer_labels(
     logits, class_weights = compute(logits, class_weights)
     if logit_softcap is not None:
         logits = logit_softcap * jnp.tanh(logits / logit_softcap)
-    log_p, lse = _row_log_softmax(logits, axis, where)
+    nll, lse = _row_nll(logits, axis, where)
     weights, one_hot = _class_view(class_weights, logits, axis), _one_hot(labels, logits, axis)
-    label_weight, label_log_p = (jnp.sum(jnp.where(one_hot, v, 0), axis=axis) for v in (weights, log_p))
-    loss = (1 - label_smoothing) * _weighted_nll(label_weight, label_log_p)
+    label_weight, label_nll = (jnp.sum(jnp.where(one_hot, v, 0), axis=axis) for v in (weights, nll))
+    loss = (1 - label_smoothing) * _weighted(label_weight, label_nll)
     if label_smoothing:
         uniform = label_smoothing * _uniform(logits, axis, where)
-        loss = loss + jnp.sum(_weighted_nll(uniform * weights, log_p), axis=axis)
+        loss = loss + jnp.sum(_weighted(uniform * weights, nll), axis=axis)
     ignored = labels == ignore_index if ignore_index is not None else jnp.zeros(labels.shape, bool)
-    loss = loss * jnp.where(jnp.any(one_hot, axis=axis) | ignored, 1, jnp.nan)  # so that the gradient is NaN too
+    invalid = ~(jnp.any(one_hot, axis=axis, keepdims=True) | jnp.expand_dims(ignored, axis))
+    spoilt = _unmasked(logits, where, 0) * jnp.where(invalid, jnp.nan, 1)  # so that the gradient is NaN too
+    loss = jnp.where(jnp.squeeze(invalid, axis), jnp.nan + jnp.sum(spoilt, axis=axis), loss)
     loss = jnp.where(ignored, 0, loss)
     loss, lse = loss.astype(dtype), jnp.squeeze(lse, axis).astype(dtype)
     return (loss, lse) if return_lse else loss

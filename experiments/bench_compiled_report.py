@@ -79,11 +79,17 @@ def failures(rows: Rows) -> list[str]:
 
 
 def write(path: Path, target: str, compiler: str, command: str, rows: Rows) -> Mapping[str, Any]:
-    """Writes the rows into the file; others in it stay if they were compiled by the same versions."""
+    """Writes the rows into the file; others in it stay if compilers and rivals had the same versions.
+
+    This library's own version says little, since what is measured is its source: the file names each that is in it.
+    """
     key = lambda row: (row["section"], row["name"], row["dtype"], row["program"])  # noqa: E731
     used = versions(compiler)
     before = json.loads(path.read_text()) if path.exists() else {}
-    kept = before.get("rows", []) if before.get("versions") == used else []
+    earlier = before.get("versions", {})
+    kept = before.get("rows", []) if used == earlier | {"jaxnorm": used["jaxnorm"]} else []
+    if kept:
+        used["jaxnorm"] = ", ".join(dict.fromkeys([*earlier["jaxnorm"].split(", "), used["jaxnorm"]]))
     merged = {key(row): row for row in (*kept, *rows)}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     head = {"target": target, "compiled, not run": True, "date": today, "command": command, "versions": used}

@@ -67,11 +67,11 @@ def _compiled_headlines(compiled: Mapping[str, Any]) -> Iterable[Headline]:
     """Of one device that was not there: a TPU's estimated cycles, a GPU's bytes."""
     target = str(compiled["target"])
     key = "cycles" if any(n["cycles"] for row in compiled["rows"] for n in row["sides"].values()) else "bytes"
-    for name, sections in GROUPS.items():
+    for name, sections in GROUPS.items() if target in DEVICES else ():
         chosen = [row for row in compiled["rows"] if row["section"] in sections and row["program"] == "both"]
         ratios = [1 / ratio for row in chosen if (ratio := over_best(row, key))]
         what = f"{name}: {'estimated cycles' if key == 'cycles' else 'bytes moved'}"
-        yield Headline(DEVICES.get(target, target), what, "best of 5", ratios)
+        yield Headline(DEVICES[target], what, "best of 5", ratios)
 
 
 def headline_grid(found: Sequence[Headline]) -> Grid:

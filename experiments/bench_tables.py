@@ -254,8 +254,8 @@ def over_best(row: Mapping[str, Any], key: str) -> float | None:
 
 def compiled_summary(recorded: Sequence[Mapping[str, Any]]) -> Grid:
     """Programs compiled for devices that were not there, over the best rival's: geometric means of the rows."""
-    programs = {"both": "forward and backward", "inference": "inference"}
-    columns, kept = ["function"], list[tuple[Rows, str, str]]()
+    programs = {("both", "step"): "forward and backward", ("inference",): "inference"}
+    columns, kept = ["function"], list[tuple[Rows, tuple[str, ...], str]]()
     for found in recorded:
         key = "cycles" if any(n["cycles"] for row in found["rows"] for n in row["sides"].values()) else "bytes"
         for program, text in programs.items():
@@ -266,7 +266,7 @@ def compiled_summary(recorded: Sequence[Mapping[str, Any]]) -> Grid:
     for name in names:
         line = [name]
         for rows, program, key in kept:
-            chosen = [row for row in rows if _function_of(row) == name and row["program"] == program]
+            chosen = [row for row in rows if _function_of(row) == name and row["program"] in program]
             ratios = [ratio for row in chosen if (ratio := over_best(row, key))]
             line.append(digits(statistics.geometric_mean(ratios)) if ratios else "–")
         cells.append(line)

@@ -89,6 +89,38 @@ class Rows:
         return cast(self.total(one_or_zero, *operands, shared=True), dtype)
 
     @staticmethod
+    def positive(terms: jax.Array) -> jax.Array:
+        """1 for a positive term and 0 for 0, in the terms' dtype; a NaN may stay one, since the sum of the terms is NaN too.
+
+        XLA's GPU backend would write the result of a comparison to memory if a sum and a pass both need it.
+        """
+
+        def compared(terms: jax.Array) -> jax.Array:
+            return cast(terms > 0, terms.dtype)
+
+        return by_platform(terms, cpu=compared, tpu=compared, default=jnp.sign)
+
+    def opposed(
+        self, weight: jax.Array, terms: jax.Array, total: jax.Array, own: jax.Array, labels: jax.Array, dtype: Any
+    ) -> jax.Array:
+        """`weight * terms` in `dtype`, and at the label, where a term is 0, minus their sum, given that of the terms.
+
+        A pass that waits for no sum is one kernel with the sums of the forward pass on a GPU, so the label's entries
+        are written afterwards there.
+        """
+        (axis,) = self.axes
+
+        def selected(weight: jax.Array, terms: jax.Array, total: jax.Array, own: jax.Array, _: jax.Array) -> jax.Array:
+            return cast(weight * jnp.where(own, -total, terms), dtype)
+
+        def scattered(weight: jax.Array, terms: jax.Array, _: Any, __: Any, labels: jax.Array) -> jax.Array:
+            values = weight * terms
+            return _put(cast(values, dtype), axis, labels, cast(-self._sum(lambda v: v, values), dtype))
+
+        operands = weight, terms, total, own, labels
+        return by_platform(*operands, cpu=selected, tpu=selected, default=scattered)
+
+    @staticmethod
     def leads(logits: jax.Array, shift: jax.Array) -> jax.Array:
         """[l = c]: 1 for a logit that equals the largest and 0 for the others, without derivative.
 
@@ -247,6 +279,16 @@ def where_rows_fit(
     if axes != (len(shape) - 1,) or not at_most(shape[-1], ROW, unknown=False):
         return otherwise(*operands)
     return by_platform(*operands, cpu=otherwise, tpu=otherwise, default=apart if again else fitting)
+
+
+def _put(values: jax.Array, axis: int, labels: jax.Array, entries: jax.Array) -> jax.Array:
+    """`values` with each row's entry at its label replaced; none where the label is no class."""
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    rows = tuple(range(len(others)))
+    numbers = lax.ScatterDimensionNumbers((), (axis,), (axis,), others, rows)
+    index, entries = jnp.expand_dims(jnp.squeeze(labels, axis), -1), jnp.squeeze(entries, axis)
+    mode = lax.GatherScatterMode.FILL_OR_DROP
+    return lax.scatter(values, index, entries, numbers, unique_indices=True, mode=mode)
 
 
 def _shape(operands: tuple[Any, ...]) -> Any:

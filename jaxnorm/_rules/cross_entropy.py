@@ -217,7 +217,7 @@ def label_sums(
     return shift, rows.total(other, index, labels, shift, *operands, shared=True)  # (2)
 
 
-def exponentials(l: jax.Array, shift: jax.Array, own: jax.Array) -> jax.Array:
+def exponentials(l: jax.Array, shift: jax.Array | float, own: jax.Array) -> jax.Array:
     """e_j, and 0 at the label: the terms of S in (2), which (7) takes again."""
     return jnp.where(own, 0, jnp.exp(l - shift))
 

@@ -51,12 +51,19 @@ def logits_and_labels(smoothing: float, terms: Terms) -> tuple[jax.Array, jax.Ar
     return l, t
 
 
-def sums_of(rows: Rows, smoothing: float, terms: Terms) -> Sums:
-    """The sums of (2), (4) and (5); T and U leave masked classes out, since their labels move no logit."""
+def leaders_of(rows: Rows, terms: Terms, shift_of: Callable[..., jax.Array]) -> Leaders:
+    """c by a form of `shift_of`, and the sums of (2)."""
     dtype = compute_dtype(terms.logits, terms.labels)
 
     def logits_of(logits: jax.Array, mask: jax.Array | None) -> jax.Array:
         return masked(cast(logits, dtype), mask)
+
+    shift = shift_of(rows, logits_of, terms.logits, terms.mask)  # (1)
+    return leaders(rows, logits_of, shift, terms.logits, terms.mask)
+
+
+def sums_of(rows: Rows, smoothing: float, terms: Terms, shift_of: Callable[..., jax.Array] = shift_of) -> Sums:
+    """The sums of (2), (4) and (5); T and U leave masked classes out, since their labels move no logit."""
 
     def label(terms: Terms) -> jax.Array:
         return keep(logits_and_labels(smoothing, terms)[1], terms.mask)
@@ -66,8 +73,8 @@ def sums_of(rows: Rows, smoothing: float, terms: Terms) -> Sums:
         possible = keep(t, terms.mask)
         return possible - possible * rows.leads(l, shift)
 
-    shift = shift_of(rows, logits_of, terms.logits, terms.mask)  # (1)
-    of_leaders = leaders(rows, logits_of, shift, terms.logits, terms.mask)  # (2)
+    of_leaders = leaders_of(rows, terms, shift_of)  # (2)
+    shift = of_leaders.shift
     return Sums(of_leaders, rows.total(label, terms), rows.total(other_label, terms, shift))  # (4), (5)
 
 
@@ -82,6 +89,26 @@ def loss_of(
 
     row = sums.leaders
     return rows.total(term, terms, row.shift) + sums.label_total * log_total(row.others, row.leading)  # (3)
+
+
+def loss_alone(
+    rows: Rows,
+    smoothing: float,
+    terms: Terms,
+    shift_of: Callable[..., jax.Array],
+    log_total: Callable[..., jax.Array],
+) -> jax.Array:
+    """The loss (3) where no sum is kept, by forms of `shift_of` and `log_total`, as one sum that waits for the others.
+
+    It takes l - c as the sums of (2) do, so that a compiler which looks for a chain of sums over one array finds it.
+    """
+
+    def term(terms: Terms, shift: jax.Array, of_total: jax.Array) -> jax.Array:
+        l, t = logits_and_labels(smoothing, terms)
+        return times(t, of_total - (l - shift))
+
+    row = leaders_of(rows, terms, shift_of)
+    return rows.total(term, terms, row.shift, log_total(row.others, row.leading))  # (3)
 
 
 def factors_of(
@@ -99,14 +126,14 @@ def dlogits(rows: Rows, sums: Sums, l: jax.Array, t: jax.Array, mask: jax.Array 
     """The logits' cotangent, by (4), and at the leaders by (5)."""
     row = sums.leaders
     factors = rows.per_row(factors_of, row.others, row.leading, sums.label_total, sums.label_others, g)
-    e = jnp.exp(l - row.shift)
+    below = l - row.shift
+    e = jnp.exp(below)
     # e - 1 is 0 at a leader, and there for its derivative: that of e in (4).
     at_leader = (factors.of_e * (e - 1) + factors.of_one) - t * factors.of_t_k  # (5)
-    return keep(jnp.where(l == row.shift, at_leader, factors.of_e * e - t * factors.of_t), mask)  # (4)
+    return keep(jnp.where(below == 0, at_leader, factors.of_e * e - t * factors.of_t), mask)  # (4)
 
 
-def dlabels(smoothing: float, sums: Sums, l: jax.Array, g: jax.Array) -> jax.Array:
+def dlabels(smoothing: float, row: Leaders, l: jax.Array, g: jax.Array) -> jax.Array:
     """The cotangent of the labels before smoothing, by (4); 0 where the logit is -inf."""
-    row = sums.leaders
-    nll = (row.shift - l) + log_total(row.others, row.leading)  # (3)
+    nll = log_total(row.others, row.leading) - (l - row.shift)  # (3)
     return (1 - smoothing) * g * jnp.where(l == -jnp.inf, 0, nll)  # (4)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import as_array, as_float_array, as_mask, canonical_axis, static_float
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
-from jaxnorm._lower.rows import OnePass, Rows
+from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
 from jaxnorm._rules import dense_labels as rule
 from jaxnorm._rules.classes import class_count, mask_view
 from jaxnorm._rules.cross_entropy import log_total
@@ -101,23 +101,49 @@ def _cross_entropy_fwd(
     where: jax.Array | None,
     log_total: Callable[..., jax.Array] = log_total,
 ) -> tuple[jax.Array, Residuals]:
-    rows, terms = Rows((options.axis,)), _terms(options, logits, labels, where)
-    sums = rule.sums_of(rows, options.label_smoothing, terms)
-    loss = jnp.squeeze(rule.loss_of(rows, options.label_smoothing, terms, sums, log_total), options.axis)
-    return cast(loss, compute_dtype(logits)), Residuals(logits, labels, where, sums)
+    axes, smoothing, terms = (options.axis,), options.label_smoothing, _terms(options, logits, labels, where)
+
+    def with_sums(terms: rule.Terms) -> tuple[jax.Array, rule.Sums]:
+        rows = Rows(axes)
+        sums = rule.sums_of(rows, smoothing, terms)
+        return rule.loss_of(rows, smoothing, terms, sums, log_total), sums
+
+    def without_sums(terms: rule.Terms) -> tuple[jax.Array, rule.Sums]:
+        loss = rule.loss_alone(OnePass(axes), smoothing, terms, OnePass.shift, OnePass.log_total)
+        none = jnp.zeros_like(loss)
+        return loss, rule.Sums(rule.Leaders(none, none, none), none, none)
+
+    loss, sums = where_rows_fit(axes, without_sums, with_sums, terms)
+    return cast(jnp.squeeze(loss, options.axis), compute_dtype(logits)), Residuals(logits, labels, where, sums)
 
 
 def _cross_entropy_bwd(
     options: Options, residuals: Residuals, g: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, None]:
-    logits, labels, sums = residuals.logits, residuals.labels, residuals.sums
-    terms = _terms(options, logits, labels, residuals.where)
-    l, t = rule.logits_and_labels(options.label_smoothing, terms)
-    g = jnp.expand_dims(cast(g, l.dtype), options.axis)
-    dlogits = cotangent_for(logits, rule.dlogits(Rows((options.axis,)), sums, l, t, terms.mask, g))
+    logits, labels = residuals.logits, residuals.labels
+    axes, smoothing, terms = (options.axis,), options.label_smoothing, _terms(options, logits, labels, residuals.where)
+    g = jnp.expand_dims(cast(g, compute_dtype(logits, labels)), options.axis)
+
+    def dlogits(terms: rule.Terms, g: jax.Array, sums: rule.Sums) -> jax.Array:
+        l, t = rule.logits_and_labels(smoothing, terms)
+        return rule.dlogits(Rows(axes), sums, l, t, terms.mask, g)
+
+    def dlogits_anew(terms: rule.Terms, g: jax.Array, _: rule.Sums) -> jax.Array:
+        return dlogits(terms, g, rule.sums_of(OnePass(axes), smoothing, terms, OnePass.shift))
+
+    def dlabels(terms: rule.Terms, g: jax.Array, row: rule.Leaders) -> jax.Array:
+        l, _ = rule.logits_and_labels(smoothing, terms)
+        return rule.dlabels(smoothing, row, l, g)
+
+    def dlabels_anew(terms: rule.Terms, g: jax.Array, _: rule.Leaders) -> jax.Array:
+        return dlabels(terms, g, rule.leaders_of(OnePass(axes), terms, OnePass.shift))
+
+    chosen = functools.partial(where_rows_fit, axes, again=True)
+    of_logits = cotangent_for(logits, chosen(dlogits_anew, dlogits, terms, g, residuals.sums))
     if not jnp.issubdtype(labels.dtype, jnp.floating):
-        return dlogits, None, None
-    return dlogits, cotangent_for(labels, rule.dlabels(options.label_smoothing, sums, l, g)), None
+        return of_logits, None, None
+    of_labels = chosen(dlabels_anew, dlabels, terms, g, residuals.sums.leaders)
+    return of_logits, cotangent_for(labels, of_labels), None
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)

@@ -219,9 +219,10 @@ def _svm_bwd(options: Options, residuals: SvmResiduals, g: jax.Array) -> tuple[j
         view = per_class(class_weights, scores.ndim, options.axis).shape
         dweights = cotangent_for(class_weights, jnp.where(terms.own, g * violation, 0), view)  # (3)
     violations = _violations(options, terms)
-    d = 2 * violations if options.power == 2 else cast(violations > 0, g.dtype)
+    rows = Rows((options.axis,))
+    d = 2 * violations if options.power == 2 else rows.positive(violations)
     weighted = jnp.where(_valid(options, terms), weighted, jnp.nan)
-    ds = weighted * jnp.where(terms.own, -residuals.slope, d)  # (3)
+    ds = rows.opposed(weighted, d, residuals.slope, terms.own, terms.labels, scores.dtype)  # (3)
     return cotangent_for(scores, ds), None, dweights
 
 

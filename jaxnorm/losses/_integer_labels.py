@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, overload
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,14 @@ from jaxnorm._arguments import (
     static_int,
     static_softcap,
 )
-from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
-from jaxnorm._lower.rows import Rows
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, varying_like
+from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
 from jaxnorm._rules import cross_entropy as rule
 from jaxnorm._rules.classes import class_index, is_label, mask_view, masked, per_class, pick, widened
 from jaxnorm._rules.cross_entropy import LabelOptions
 from jaxnorm._sharding import spec_of, with_shardings
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,42 +163,105 @@ def _cross_entropy_fwd(
     where: jax.Array | None,
     class_weights: jax.Array | None,
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
-    rows, mask = Rows((options.axis,)), mask_view(where, logits.ndim)
-    logits_of = functools.partial(_logits, options, compute_dtype(logits, class_weights))
-    wide = widened(jnp.expand_dims(labels, options.axis))
-    index = class_index(wide.dtype, logits.shape, options.axis)
-    shift, others = rule.label_sums(rows, logits_of, index, wide, logits, mask)
-    residuals = Residuals(logits, labels, where, class_weights, shift, others)
-    row, smooth = _row(options, residuals), shift
+    def with_sums(args: Arguments) -> tuple[jax.Array, ...]:
+        rows, logits_of = Rows((options.axis,)), functools.partial(_logits, options, args.dtype)
+        index = class_index(args.labels.dtype, logits.shape, options.axis)
+        shift, others = rule.label_sums(rows, logits_of, index, args.labels, args.logits, args.mask)
+        row, smooth = _row(options, args, shift, others), shift
 
-    def smooth_of(weights: jax.Array, shift: jax.Array, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-        return rule.smooth_terms(weights, shift, logits_of(logits, mask), mask)
+        def smooth_of(weights: jax.Array, shift: jax.Array, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
+            return rule.smooth_terms(weights, shift, logits_of(logits, mask), mask)
 
-    if options.loss.label_smoothing:
-        smooth = rows.total(smooth_of, row.smoothing.uniform * _weights(options, residuals), shift, logits, mask)
-    losses = rule.losses(options.loss, row, smooth)
-    loss, lse = (cast(jnp.squeeze(value, options.axis), compute_dtype(logits)) for value in losses)
-    return (loss, lse), residuals
+        if options.loss.label_smoothing:
+            weights = row.smoothing.uniform * _weights(options, args)
+            smooth = rows.total(smooth_of, weights, shift, args.logits, args.mask)
+        return *rule.losses(options.loss, row, smooth), shift, others
+
+    def without_sums(args: Arguments) -> tuple[jax.Array, ...]:
+        centred, row = _centred(options, args)
+        smooth = row.shift
+        if options.loss.label_smoothing:
+            weights = row.smoothing.uniform * _weights(options, args)
+            smooth = OnePass((options.axis,)).total(rule.smooth_terms, weights, row.shift, centred.l, args.mask)
+        loss, log_total = rule.losses(options.loss, row, smooth)
+        return loss, centred.shift + log_total, row.shift, row.shift
+
+    args = _arguments(options, logits, labels, where, class_weights)
+    loss, lse, shift, others = _where_rows_fit(options, without_sums, with_sums, args)
+    loss, lse = (cast(jnp.squeeze(value, options.axis), compute_dtype(logits)) for value in (loss, lse))
+    return (loss, lse), Residuals(logits, labels, where, class_weights, shift, others)
 
 
 def _cross_entropy_bwd(
     options: Options, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, None, None, jax.Array | None]:
-    logits, axis, dtype = residuals.logits, options.axis, residuals.shift.dtype
-    row, mask, weights = _row(options, residuals), mask_view(residuals.where, logits.ndim), _weights(options, residuals)
-    l = _logits(options, dtype, logits, mask)
-    own = is_label(widened(jnp.expand_dims(residuals.labels, axis)), logits.shape, axis)
-    g, h = (jnp.expand_dims(cast(cotangent, dtype), axis) for cotangent in cotangents)
-    factors, e = rule.factors_of(options.loss, row, g, h), rule.exponentials(l, row.shift, own)
-    dlogits = rule.dlogits(options.loss, row, factors, e, own, weights, cast(logits, dtype), mask)
+    logits, dtype = residuals.logits, residuals.shift.dtype
+
+    def of_row(args: Arguments, row: rule.Row, l: jax.Array, own: jax.Array, g: jax.Array, h: jax.Array) -> jax.Array:
+        factors, e = rule.factors_of(options.loss, row, g, h), rule.exponentials(l, row.shift, own)
+        weights, uncapped = _weights(options, args), cast(args.logits, dtype)
+        return rule.dlogits(options.loss, row, factors, e, own, weights, uncapped, args.mask)
+
+    def with_sums(
+        args: Arguments, g: jax.Array, h: jax.Array, shift: jax.Array, others: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        row, l = _row(options, args, shift, others), _logits(options, dtype, args.logits, args.mask)
+        own, terms = is_label(args.labels, logits.shape, options.axis), None
+        if args.class_weights is not None:
+            terms = rule.dweights(options.loss, row, g, own, l, args.mask)
+        return of_row(args, row, l, own, g, h), terms
+
+    def without_sums(args: Arguments, g: jax.Array, h: jax.Array, *_: jax.Array) -> tuple[jax.Array, None]:
+        centred, row = _centred(options, args)
+        return of_row(args, row, centred.l, centred.own, g, h), None
+
+    args = _arguments(options, logits, residuals.labels, residuals.where, residuals.class_weights)
+    g, h = (jnp.expand_dims(cast(cotangent, dtype), options.axis) for cotangent in cotangents)
+    operands = args, g, h, residuals.shift, residuals.others
+    dlogits, terms = _where_rows_fit(options, without_sums, with_sums, *operands, again=True)
     dweights = None
-    if residuals.class_weights is not None:
-        terms = rule.dweights(options.loss, row, g, own, l, mask)
-        dweights = cotangent_for(residuals.class_weights, terms, weights.shape)
+    if residuals.class_weights is not None and terms is not None:
+        dweights = cotangent_for(residuals.class_weights, terms, _weights(options, args).shape)
     return cotangent_for(logits, dlogits), None, None, dweights
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+class Arguments(NamedTuple):
+    """The arguments at the rank of the logits."""
+
+    logits: jax.Array  # as they came
+    labels: jax.Array  # in a dtype that holds every class; the class axis has size 1
+    mask: jax.Array | None
+    class_weights: jax.Array | None  # as they came, (C,)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype to compute in."""
+        return compute_dtype(self.logits, self.class_weights)
+
+
+class Centred(NamedTuple):
+    """The logits of each row less the largest, for sums of which the results wait in one pass over the row."""
+
+    shift: jax.Array  # c, the lowest finite number for a row without classes
+    l: jax.Array  # l - c
+    own: jax.Array  # [j = y]
+
+
+def _arguments(options: Options, logits: Any, labels: Any, where: Any, class_weights: Any) -> Arguments:
+    labels = widened(jnp.expand_dims(labels, options.axis))
+    return Arguments(logits, labels, mask_view(where, logits.ndim), class_weights)
+
+
+def _where_rows_fit(
+    options: Options, fitting: Callable[..., T], otherwise: Callable[..., T], args: Arguments, *others: Any, **kw: bool
+) -> T:
+    """`where_rows_fit`, but for a cap, whose tanh XLA's GPU backend writes out, and weights, whose gradient takes c."""
+    if options.loss.logit_softcap is not None or args.class_weights is not None:
+        return otherwise(args, *others)
+    return where_rows_fit((options.axis,), fitting, otherwise, args, *others, **kw)
 
 
 def _logits(options: Options, dtype: Any, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -203,23 +269,40 @@ def _logits(options: Options, dtype: Any, logits: jax.Array, mask: jax.Array | N
     return masked(rule.softcapped(options.loss, cast(logits, dtype)), mask)
 
 
-def _weights(options: Options, residuals: Residuals) -> jax.Array:
+def _weights(options: Options, args: Arguments) -> jax.Array:
     """w along the class axis, or 1 if there are none."""
-    ndim, dtype = residuals.logits.ndim, residuals.shift.dtype
-    if residuals.class_weights is None:
-        return jnp.ones((1,) * ndim, dtype)
-    return per_class(cast(residuals.class_weights, dtype), ndim, options.axis)
+    ndim = args.logits.ndim
+    if args.class_weights is None:
+        return jnp.ones((1,) * ndim, args.dtype)
+    return per_class(cast(args.class_weights, args.dtype), ndim, options.axis)
 
 
-def _row(options: Options, residuals: Residuals) -> rule.Row:
-    """The rule's terms of each row, from what is kept."""
-    logits, axis, shift = residuals.logits, options.axis, residuals.shift
-    wide, mask = widened(jnp.expand_dims(residuals.labels, axis)), mask_view(residuals.where, logits.ndim)
-    logit, is_masked = rule.softcapped(options.loss, cast(pick(logits, wide, axis), shift.dtype)), None
-    if mask is not None:
-        is_masked = ~pick(jnp.broadcast_to(mask, logits.shape), wide, axis)
+def _row(
+    options: Options, args: Arguments, shift: jax.Array, others: jax.Array, logit: jax.Array | None = None
+) -> rule.Row:
+    """The rule's terms of each row, from its sums; the label's logit is picked if it is not given."""
+    logits, labels, axis, is_masked = args.logits, args.labels, options.axis, None
+    if logit is None:
+        logit = rule.softcapped(options.loss, cast(pick(logits, labels, axis), shift.dtype))
+    if args.mask is not None:
+        is_masked = ~pick(jnp.broadcast_to(args.mask, logits.shape), labels, axis)
         logit = jnp.where(is_masked, -jnp.inf, logit)
-    label = rule.label_of(options.loss, wide, logits.shape[axis], residuals.class_weights, is_masked, shift.dtype)
+    label = rule.label_of(options.loss, labels, logits.shape[axis], args.class_weights, is_masked, shift.dtype)
     logit = jnp.where(label.valid, logit, -jnp.inf)
-    smoothing = rule.smoothing_of(options.loss, _weights(options, residuals), mask, logits.shape, axis)
-    return rule.Row(shift, residuals.others, logit, label, smoothing)
+    smoothing = rule.smoothing_of(options.loss, _weights(options, args), args.mask, logits.shape, axis)
+    return rule.Row(shift, others, logit, label, smoothing)
+
+
+def _centred(options: Options, args: Arguments) -> tuple[Centred, rule.Row]:
+    """l - c, and the terms of each row by it, so with 0 for c.
+
+    XLA's GPU backend computes a row in one kernel only if every sum is over l - c, the label's logit too.
+    """
+    rows, logits_of = OnePass((options.axis,)), functools.partial(_logits, options, args.dtype)
+    shift = rows.shift(logits_of, args.logits, args.mask)
+    l = logits_of(args.logits, args.mask) - shift
+    own = is_label(args.labels, args.logits.shape, options.axis)
+    others = rows.total(lambda l, own: rule.exponentials(l, 0.0, own), l, own)
+    logit = rows.total(lambda l, own: jnp.where(own, l, 0), l, own)
+    none = varying_like(jnp.zeros(others.shape, others.dtype), others)
+    return Centred(shift, l, own), _row(options, args, none, others, logit)

@@ -95,14 +95,26 @@ def test_the_report_counts_each_kind_and_says_what_was_left_and_why():
     with lowering.installed():
         gradient_of = jax.jit(gradient)
         gradient_of(X, KERNEL)
-        assert lowering.report() == {"installed": True, "convolutions": 2, "kernel_gradients": 1, "poolings": 0, "left": {}}
+        assert lowering.report() == {
+            "installed": True,
+            "convolutions": 2,
+            "kernel_gradients": 1,
+            "poolings": 0,
+            "left": {},
+        }
         gradient_of(X, KERNEL)  # already compiled
         depthwise(X.astype(jnp.complex64), KERNEL.astype(jnp.complex64))
         depthwise(X[:0], KERNEL)
         report = lowering.report()
         assert report["left"] == {"a dtype that is not floating-point of 16 to 64 bits": 1, "an empty array": 1}
     with lowering.installed():
-        assert lowering.report() == {"installed": True, "convolutions": 0, "kernel_gradients": 0, "poolings": 0, "left": {}}
+        assert lowering.report() == {
+            "installed": True,
+            "convolutions": 0,
+            "kernel_gradients": 0,
+            "poolings": 0,
+            "left": {},
+        }
 
 
 def test_functions_that_are_compiled_already_are_compiled_again_but_not_those_ahead_of_time():

@@ -87,7 +87,7 @@ def calls(draw):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("quick_compilation")
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(calls())
 def test_random_windows_match_jaxs_own(call):
     """Ties included: half of the numbers are rounded. The result, the gradient and a second derivative."""

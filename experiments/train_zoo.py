@@ -276,7 +276,7 @@ def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, step
     }
 
 
-# --- keras's own training loop ------------------------------------------------------------------------------------------
+# --- keras's own training loop ----------------------------------------------------------------------------------------
 
 
 def fitted(name: str, batch: tuple[jax.Array, jax.Array], seconds: float) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from jaxnorm._rules import pooling
 REDUCTIONS = (lax.reduce_window_max_p, lax.reduce_window_min_p, lax.reduce_window_sum_p)
 
 
-def uncovered(shape: Sequence[int], dtype: Any, options: dict[str, Any]) -> str | None:
-    """Why these windows over an array of this shape are for no equation; None if they are for one."""
+def uncovered(dtype: Any, options: dict[str, Any]) -> str | None:
+    """Why these windows over an array of this dtype are for no equation; None if they are for one."""
     window, strides, padding = (options[name] for name in ("window_dimensions", "window_strides", "padding"))
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize == 1:
         return "a dtype that is not floating-point of 16 to 64 bits"

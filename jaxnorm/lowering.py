@@ -125,7 +125,8 @@ def _lower(primitive: Any, ctx: mlir.LoweringRuleContext, *arrays: Any, **option
         (_left if formulation is None else _counts).update([kind])
     if formulation is None:
         return original(ctx, *arrays, **options)
-    function = functools.partial(with_shardings, formulation, _out(ctx).sharding.spec)
+    out: Any = ctx.avals_out[0]
+    function = functools.partial(with_shardings, formulation, out.sharding.spec)
     _thread.within = True
     try:
         return mlir.lower_fun(function, multiple_results=False)(ctx, *arrays)
@@ -141,10 +142,6 @@ def _left_alone(ctx: mlir.LoweringRuleContext) -> str | None:
     if any(0 in aval.shape for aval in avals):
         return "an empty array"
     return _sharded(ctx)
-
-
-def _out(ctx: mlir.LoweringRuleContext) -> Any:
-    return ctx.avals_out[0]
 
 
 def _convolution(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[str, Formulation] | str:
@@ -185,15 +182,15 @@ def _grouped(general: General, lhs: jax.Array) -> jax.Array:
 
 def _reduction(primitive: Any, ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[str, Formulation] | str:
     """The same of a maximum, minimum or sum over windows."""
-    (x,) = ctx.avals_in
-    reason = pooling.uncovered(x.shape, x.dtype, options)
+    x: Any = ctx.avals_in[0]
+    reason = pooling.uncovered(x.dtype, options)
     return reason or ("poolings", pooling.reduction(primitive, pooling.windows_of(x.shape, options)))
 
 
 def _selection(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[str, Formulation] | str:
     """The same of the gradient of a maximum or minimum over windows."""
-    _, x = ctx.avals_in
-    reason = pooling.uncovered(x.shape, x.dtype, options)
+    x: Any = ctx.avals_in[1]
+    reason = pooling.uncovered(x.dtype, options)
     return reason or ("poolings", pooling.selection(options["select_prim"], pooling.windows_of(x.shape, options)))
 
 

@@ -147,8 +147,9 @@ def _left_alone(ctx: mlir.LoweringRuleContext) -> str | None:
 def _convolution(ctx: mlir.LoweringRuleContext, options: dict[str, Any]) -> tuple[str, Formulation] | str:
     """How it counts and the convolution as a function of its arrays, or why it is left to JAX's lowering."""
     avals: tuple[Any, ...] = (*ctx.avals_in, *ctx.avals_out)
-    shapes, dtypes = zip(*((aval.shape, aval.dtype) for aval in avals), strict=True)
-    general = General(*shapes, dtypes, **{name: options[name] for name in General._fields if name in options})
+    lhs, rhs, out = avals
+    dtypes, names = (lhs.dtype, rhs.dtype, out.dtype), (name for name in General._fields if name in options)
+    general = General(lhs.shape, rhs.shape, out.shape, dtypes, **{name: options[name] for name in names})
     if general.uncovered:
         return general.uncovered
     module = ctx.module_context

@@ -3,20 +3,25 @@
 
     python experiments/train_zoo.py
     python experiments/train_zoo.py --models "haiku MobileNetV1" "keras ConvNeXtTiny" --seconds 20
+    python experiments/train_zoo.py --models --fit MobileNetV2
 
 Random weights, and random parts of the two photographs that scikit-learn ships, of which the network tells which one it
-sees. Both programs, of loss and gradients, are compiled in one process and run in turns. Needs dm-haiku and flax;
-models of keras are measured where keras is installed. For a CPU.
+sees. Both programs, of loss and gradients, are compiled in one process and run in turns. Networks of keras are also
+trained by its own `model.fit` (`--fit`), first all epochs of the one side, then of the other, since both are compiled
+by keras. Needs dm-haiku and flax; models of keras, equimo (equinox) and transformers (flax, in a version before 5) are
+measured where these are installed. For a CPU.
 """
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,13 +99,18 @@ def of_linen(name: str, images: jax.Array) -> Network:
     return Network(variables["params"], loss)
 
 
-def of_keras(name: str, images: jax.Array) -> Network:
+def keras_model(name: str, images: jax.Array) -> Any:
     """One of `keras.applications`."""
     keras: Any = importlib.import_module("keras")
     keras.utils.set_random_seed(0)
-    model = getattr(keras.applications, name)(
+    return getattr(keras.applications, name)(
         weights=None, input_shape=images.shape[1:], classes=CLASSES, classifier_activation=None
     )
+
+
+def of_keras(name: str, images: jax.Array) -> Network:
+    """One of `keras.applications` through a step of its own."""
+    model = keras_model(name, images)
     state = [v.value for v in model.non_trainable_variables]
 
     def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -110,6 +120,58 @@ def of_keras(name: str, images: jax.Array) -> Network:
     return Network([v.value for v in model.trainable_variables], loss)
 
 
+def of_equimo(name: str, images: jax.Array) -> Network:
+    """One of `equimo.models`, of equinox."""
+    equinox, models = importlib.import_module("equinox"), importlib.import_module("equimo.models")
+    model = getattr(models, name)(num_classes=CLASSES, key=jax.random.key(0))
+    parameters, static = equinox.partition(model, equinox.is_inexact_array)
+    keys = jax.random.split(jax.random.key(1), images.shape[0])
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        of_one = equinox.combine(parameters, static)
+        logits = jax.vmap(lambda x, key: of_one(x, key=key))(jnp.moveaxis(images, -1, 1), keys)
+        return mean_loss(logits, labels), None
+
+    return Network(parameters, loss)
+
+
+def of_transformers(name: str, images: jax.Array, **options: Any) -> Network:
+    """An image classifier of transformers in flax, from a configuration."""
+    transformers: Any = importlib.import_module("transformers")
+    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **options)
+    shape = (1, *images.shape[1:])
+    model = getattr(transformers, f"Flax{name}ForImageClassification")(config, input_shape=shape, seed=0)
+    stats = model.params["batch_stats"]
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        variables = {"params": parameters, "batch_stats": stats}
+        outputs, new_stats = model(jnp.moveaxis(images, -1, 1), params=variables, train=True)
+        return mean_loss(outputs.logits, labels), new_stats
+
+    return Network(model.params["params"], loss)
+
+
+def of_bert(_: str, images: jax.Array) -> Network:
+    """BERT, which convolves nothing, on the bytes of the middle row of each image."""
+    transformers: Any = importlib.import_module("transformers")
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
+    config = transformers.BertConfig(vocab_size=256, num_labels=CLASSES, **sizes)
+    model = transformers.FlaxBertForSequenceClassification(config, seed=0)
+
+    def loss(parameters: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+        tokens = jnp.round((images[:, images.shape[1] // 2, :, 0] + 1) * 127.5).astype(jnp.int32)
+        outputs = model(tokens, params=parameters, train=False)
+        return mean_loss(outputs.logits, labels), None
+
+    return Network(model.params, loss)
+
+
+# The sizes of RegNetY-400MF and of ResNet-18.
+REGNET: dict[str, Any] = {
+    "hidden_sizes": [48, 104, 208, 440], "depths": [1, 3, 6, 6], "groups_width": 8, "layer_type": "y"
+}  # fmt: skip
+RESNET: dict[str, Any] = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+
 MODELS: dict[str, tuple[Callable[..., Network], str]] = {
     "haiku MobileNetV1": (of_haiku, "MobileNetV1"),
     "haiku ResNet18": (of_haiku, "ResNet18"),
@@ -118,14 +180,28 @@ MODELS: dict[str, tuple[Callable[..., Network], str]] = {
     "linen ResNeXt": (of_linen, "ResNeXt"),
     "linen ResNet": (of_linen, "ResNet"),
     "keras MobileNetV2": (of_keras, "MobileNetV2"),
+    "keras EfficientNetB0": (of_keras, "EfficientNetB0"),
     "keras ConvNeXtTiny": (of_keras, "ConvNeXtTiny"),
+    "keras Xception": (of_keras, "Xception"),
     "keras ResNet50": (of_keras, "ResNet50"),
+    "equimo ConvNeXtTiny": (of_equimo, "convnext_t"),
+    "transformers RegNetY": (functools.partial(of_transformers, **REGNET), "RegNet"),
+    "transformers ResNet18": (functools.partial(of_transformers, **RESNET), "ResNet"),
+    "transformers BERT": (of_bert, "Bert"),
 }
+SMALLEST = {"Xception": 71}  # the least size of an image that a model takes
+FITTED = ("MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "Xception", "ResNet50")
+FIT_ROUNDS = 5
 
 
 def missing(name: str) -> bool:
-    """Whether the model's library is not installed."""
-    return name.startswith("keras ") and importlib.util.find_spec("keras") is None
+    """Whether the model's library is not installed, or has no such model."""
+    library = name.split()[0]
+    if library == "linen" or library == "haiku":
+        return False
+    if importlib.util.find_spec(library) is None:
+        return True
+    return library == "transformers" and int(version("transformers").split(".")[0]) > 4  # the last with flax's
 
 
 def photographs(batch: int, size: int) -> tuple[jax.Array, jax.Array]:
@@ -187,6 +263,7 @@ def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, step
     samples = in_turns({side: lambda p=p: p(*arguments) for side, p in programs.items()}, seconds)
     return {
         "model": name,
+        "size": batch[0].shape[1],
         "ms": {side: quartiles([s.ms for s in samples[side]]) for side in SIDES},
         "ratio": ratio(samples, "original"),
         "temporary_mb": {side: temporary_bytes(program) / 1e6 for side, program in programs.items()},
@@ -196,6 +273,51 @@ def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, step
         "own_difference": distance(own, gradients["original"]),
         "losses": {side: losses(program, network, batch, steps) for side, program in programs.items()},
         "load": load_average(),
+    }
+
+
+# --- keras's own training loop ----------------------------------------------------------------------------------------
+
+
+def fitted(name: str, batch: tuple[jax.Array, jax.Array], seconds: float) -> dict[str, Any]:
+    """One model of keras through `model.fit`: milliseconds for each step, of several epochs of each side."""
+    sides = {}
+    for side in SIDES:
+        with lowering.installed() if side == "jaxnorm" else contextlib.nullcontext():
+            jax.clear_caches()
+            sides[side] = epochs(name, batch, seconds)
+    ms = {side: quartiles(found["ms"]) for side, found in sides.items()}
+    return {
+        "model": f"keras {name} fit",
+        "ms": ms,
+        "ratio": ms["original"][1] / ms["jaxnorm"][1],
+        "first_epoch_s": {side: found["first_epoch_s"] for side, found in sides.items()},
+        "losses": {side: found["losses"] for side, found in sides.items()},
+        "load": load_average(),
+    }
+
+
+def epochs(name: str, batch: tuple[jax.Array, jax.Array], seconds: float) -> dict[str, Any]:
+    """Epochs of some steps that take so many seconds together, after two of one step of which the first compiles."""
+    keras: Any = importlib.import_module("keras")
+    images, labels = map(np.asarray, batch)
+    model = keras_model(name, batch[0])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(LEARNING_RATE), loss)
+
+    def epoch(steps: int) -> tuple[float, float]:
+        data = np.tile(images, (steps, 1, 1, 1)), np.tile(labels, steps)
+        start = time.perf_counter()
+        history = model.fit(*data, batch_size=len(images), epochs=1, shuffle=False, verbose=0)
+        return time.perf_counter() - start, history.history["loss"][0]
+
+    first, one = epoch(1), epoch(1)
+    steps = max(1, min(100, int(seconds / FIT_ROUNDS / one[0])))
+    rounds = [epoch(steps) for _ in range(FIT_ROUNDS)]
+    return {
+        "first_epoch_s": first[0],
+        "ms": [1e3 * taken / steps for taken, _ in rounds],
+        "losses": [loss for _, loss in (first, one, *rounds)],
     }
 
 
@@ -221,6 +343,18 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def fit_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """All rows of `model.fit`."""
+    shown = Table(title="One step of keras's model.fit: original / installed")
+    for column in ("model", "ms", "times faster", "first epoch s"):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        ms, first = ([row[key][side] for side in SIDES] for key in ("ms", "first_epoch_s"))
+        ms, first = " / ".join(f"{m[1]:.4g}" for m in ms), " / ".join(f"{s:.1f}" for s in first)
+        shown.add_row(row["model"], ms, f"{row['ratio']:.2f}", first)
+    return shown
+
+
 def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """How many times as fast each model's step is, on a logarithmic axis, with quartiles."""
     figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.35 * len(rows)), layout="constrained")
@@ -243,7 +377,15 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The whole run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help="default: all"
+        "--models", nargs="*", choices=MODELS, default=list(MODELS), metavar="MODEL", help="default: all"
+    )
+    parser.add_argument(
+        "--fit",
+        nargs="*",
+        choices=FITTED,
+        default=[],
+        metavar="MODEL",
+        help="of keras, through model.fit; default: none",
     )
     parser.add_argument("--batch", type=positive_int, default=8)
     parser.add_argument("--size", type=positive_int, default=64, help="of an image's sides")
@@ -253,25 +395,40 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "--output", type=folder, help="a folder for zoo.json and zoo.png, such as experiments/results/zoo"
     )
     options = parser.parse_args(arguments)
-    console, rows = Console(), []
+    console, rows, fits = Console(), [], []
     chosen = [name for name in options.models if not missing(name)]
-    for name in set(options.models) - set(chosen):
+    chosen_fits = [] if missing("keras") else options.fit
+    for name in [name for name in options.models if name not in chosen]:
         console.print(f"{name}: its library is not installed")
-    batch = photographs(options.batch, options.size)
-    jax.jit(jnp.sum).lower(batch[0]).compile()  # what the first compilation sets up
+    if len(chosen_fits) < len(options.fit):
+        console.print("model.fit: keras is not installed")
+    jax.jit(jnp.sum).lower(jnp.zeros(3)).compile()  # what the first compilation sets up
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("models", total=len(chosen))
-        for name in chosen:
+        task = progress.add_task("models", total=len(chosen) + len(chosen_fits))
+        for name in [*chosen, *(f"fit {name}" for name in chosen_fits)]:
             progress.update(task, description=name)
-            rows.append(measured(name, batch, options.seconds, options.steps))
+            batch = photographs(options.batch, max(options.size, SMALLEST.get(name.split()[-1], 0)))
+            if name in MODELS:
+                rows.append(measured(name, batch, options.seconds, options.steps))
+            else:
+                fits.append(fitted(name.removeprefix("fit "), batch, options.seconds))
             progress.advance(task)
             if options.output:
-                found = {"batch": options.batch, "size": options.size, "machine": machine(), "rows": rows}
-                (options.output / "zoo.json").write_text(json.dumps(found, indent=1) + "\n")
-                picture(rows, options.output / "zoo.png")
-    console.print(table(rows))
-    return rows
+                record(options, rows, fits)
+    if rows:
+        console.print(table(rows))
+    if fits:
+        console.print(fit_table(fits))
+    return rows + fits
+
+
+def record(options: argparse.Namespace, rows: list[dict[str, Any]], fits: list[dict[str, Any]]) -> None:
+    """What was measured so far."""
+    found = {"batch": options.batch, "size": options.size, "machine": machine(), "rows": rows, "fits": fits}
+    (options.output / "zoo.json").write_text(json.dumps(found, indent=1) + "\n")
+    if rows:
+        picture(rows, options.output / "zoo.png")
 
 
 if __name__ == "__main__":

@@ -58,16 +58,16 @@ def check(function, *arrays, tolerance=1e-10, kinds=("convolutions",)):
 
 def test_uninstall_restores_jax_exactly():
     compiled = jax.jit(depthwise).lower(X, KERNEL).compile().as_text()
-    entry = lowering._registered()
+    entry = {p: lowering._registered(p) for p in lowering._DESCRIBED}
     lowering.install()
     ours = jax.jit(depthwise).lower(X, KERNEL).compile().as_text()
     assert ours != compiled and "convolution(" not in ours
     lowering.install()  # twice is once
     lowering.uninstall()
-    assert lowering._registered() == entry
+    assert {p: lowering._registered(p) for p in lowering._DESCRIBED} == entry
     assert jax.jit(depthwise).lower(X, KERNEL).compile().as_text() == compiled
     lowering.uninstall()
-    assert lowering._registered() == entry
+    assert {p: lowering._registered(p) for p in lowering._DESCRIBED} == entry
 
 
 def test_contexts_nest_and_restore_also_after_an_error():
@@ -95,14 +95,26 @@ def test_the_report_counts_each_kind_and_says_what_was_left_and_why():
     with lowering.installed():
         gradient_of = jax.jit(gradient)
         gradient_of(X, KERNEL)
-        assert lowering.report() == {"installed": True, "convolutions": 2, "kernel_gradients": 1, "left": {}}
+        assert lowering.report() == {
+            "installed": True,
+            "convolutions": 2,
+            "kernel_gradients": 1,
+            "poolings": 0,
+            "left": {},
+        }
         gradient_of(X, KERNEL)  # already compiled
         depthwise(X.astype(jnp.complex64), KERNEL.astype(jnp.complex64))
         depthwise(X[:0], KERNEL)
         report = lowering.report()
         assert report["left"] == {"a dtype that is not floating-point of 16 to 64 bits": 1, "an empty array": 1}
     with lowering.installed():
-        assert lowering.report() == {"installed": True, "convolutions": 0, "kernel_gradients": 0, "left": {}}
+        assert lowering.report() == {
+            "installed": True,
+            "convolutions": 0,
+            "kernel_gradients": 0,
+            "poolings": 0,
+            "left": {},
+        }
 
 
 def test_functions_that_are_compiled_already_are_compiled_again_but_not_those_ahead_of_time():

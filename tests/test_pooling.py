@@ -17,6 +17,7 @@ from support import assert_close, normal, value_and_vjp
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm._lower.platforms import forced
+from jaxnorm._lower.pooling.cpu import CpuWindows
 from jaxnorm.check import saved_bytes
 
 KINDS = pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -121,6 +122,27 @@ def test_long_windows(window, stride, kind):
         with forced(kind):
             got = jax.jit(lambda x, g, f=ours: value_and_vjp(f, [x], g))(x, g)
         assert_close(got, value_and_vjp(theirs, [x], g))
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("window, stride, padding", [(40, 1, 20), (61, 2, (0, 50))])
+def test_a_long_window_is_two_passes_over_short_ones(window, stride, padding):
+    """Of x with few numbers that are not -inf, so that whole short windows and the padding around them tie."""
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    options = {"window": window, "strides": stride, "padding": (pads,)}
+    x = rounded(2, 70, 2)
+    sparse = jnp.where(normal(2, 70, 2, seed=1) < 2, -jnp.inf, x).at[0, 30, 0].set(jnp.nan)
+    passes = list(CpuWindows((1,), (70,), (window,), (stride,), (pads,), 3)._passes())
+    assert len(passes) == 2 and sum(one.window[0] for one in passes) < window / 2
+    g = normal(*jax.eval_shape(functools.partial(jn.max_pool, **options), x).shape, seed=2)
+
+    def results(module):
+        cases = ("max_pool", x), ("max_pool", sparse), ("avg_pool", x)
+        return [value_and_vjp(functools.partial(getattr(module, name), **options), [x], g) for name, x in cases]
+
+    with forced("cpu"):
+        ours = jax.jit(lambda: results(jn))()
+    assert_close(ours, jax.jit(lambda: results(reference))())
 
 
 # --- ties, NaN, padding ---------------------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ def _entries(x, window, strides, padding, feature_axis):
 
 def max_pool(x, window, *, strides=None, padding="VALID", feature_axis=-1):
     entries, are_in = _entries(x, window, strides, padding, feature_axis)
-    largest = jnp.max(jnp.where(are_in, entries, -jnp.inf), axis=-1, keepdims=True)  # NaN if there is one
-    wins = are_in & ((entries == largest) | jnp.isnan(entries))
+    is_nan = are_in & jnp.isnan(entries)  # asked of each entry, since XLA's maximum of many may lose a NaN on a CPU
+    largest = jnp.max(jnp.where(are_in, entries, -jnp.inf), axis=-1, keepdims=True)
+    wins = jnp.where(jnp.any(is_nan, axis=-1, keepdims=True), is_nan, are_in & (entries == largest))
     winner = jnp.take_along_axis(entries, jnp.argmax(wins, axis=-1, keepdims=True), axis=-1)
     return jnp.where(jnp.any(are_in, axis=-1), jnp.squeeze(winner, -1), -jnp.inf).astype(jnp.asarray(x).dtype)
 

@@ -11,6 +11,11 @@ positions that are arithmetic on an iota, it turns into plain loads of neighbour
 
 The maximum and the sum over a box are those over its first axes of those over its last axes, and the first winner of a
 box, in row-major order, is that of the first row which attains the maximum. Large boxes are taken so, pass by pass.
+
+A long window along one axis is two passes too: over short windows at every position, then over a few of these that
+together cover the long one. A window of 64 then meets 8 + 8 entries. The short windows of a maximum may overlap, and
+its first winner is that of the first of them which attains it. Those of a sum must not, so that a window whose size
+has no two factors is one pass. Running sums would meet fewer entries, and lose digits.
 """
 
 import dataclasses
@@ -35,25 +40,41 @@ Index = tuple[Any, ...]  # one int for each axis of the windows, traced in a loo
 TOGETHER = 9  # axes are taken in one pass if their windows have at most so many entries
 UNROLLED = 32  # so many entries are unrolled, and more are a loop
 CHUNK = 8  # entries of one turn of a loop
+WORTH = 16  # a second pass is worth as much as so many entries
 LANES = 8  # so many examples of one channel are worth a transposition: they fill a vector
 
 
 @dataclasses.dataclass(frozen=True)
 class CpuWindows(Windows):
-    """The windows as XLA's CPU backend wants them."""
+    """The windows as XLA's CPU backend wants them.
+
+    Those of the second of two passes have entries that are `dilation` apart, of which the first `empty` are the maxima
+    of short windows with no entry of x.
+    """
+
+    dilation: int = 1  # other than 1 along one axis alone, without padding
+    empty: int = 0
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """T."""
+        if self.dilation == 1:
+            return super().output_size
+        reach = (self.window[0] - 1) * self.dilation + 1
+        return ((self.input_size[0] - reach) // self.strides[0] + 1,)
 
     def maximum(self, x: jax.Array) -> jax.Array:
         """(1)."""
         view = self._view(x)
         x = view.rows(x)
-        for one in view.windows._passes(self.window):
+        for one in view.windows._passes():
             x = outlined(one._maximum, x)
         return view.back(x)
 
     def to_winners(self, x: jax.Array, g: jax.Array) -> jax.Array:
         """(3)."""
         view = self._view(x)
-        passes, reached, g = list(view.windows._passes(self.window)), [view.rows(x)], view.rows(g)
+        passes, reached, g = list(view.windows._passes()), [view.rows(x)], view.rows(g)
         for one in passes[:-1]:
             reached.append(outlined(one._maximum, reached[-1]))
         for one, x in zip(reversed(passes), reversed(reached), strict=True):
@@ -64,7 +85,7 @@ class CpuWindows(Windows):
         """Of the sum of (2), which is accumulated in this dtype."""
         view = self._view(x)
         x = view.rows(x)
-        for one in view.windows._passes(self.window):
+        for one in view.windows._passes(exact=True):
             x = outlined(functools.partial(one._total, dtype=dtype), x)
         return of(view.back(x))
 
@@ -72,7 +93,7 @@ class CpuWindows(Windows):
         """The sum of (4)."""
         view = self._view(g)
         g = view.rows(outlined(of, g))
-        for one in reversed(list(view.windows._passes(self._overlaps))):
+        for one in reversed(list(view.windows._passes(self._overlaps, exact=True))):
             g = outlined(one._to_members, g)
         return view.back(g)
 
@@ -82,18 +103,37 @@ class CpuWindows(Windows):
         chosen: dict[str, Any] = {name: getattr(self, name)[axes] for name in names}
         return dataclasses.replace(self, **chosen)
 
-    def _passes(self, counts: tuple[int, ...]) -> Iterator["CpuWindows"]:
+    def _passes(self, counts: tuple[int, ...] | None = None, exact: bool = False) -> Iterator["CpuWindows"]:
         """These windows as windows along fewer axes, one after the other: the last axes first.
 
-        A pass along several axes meets at each position as many entries as the product of their counts.
+        A pass along several axes meets at each position as many entries as the product of their counts (the windows'
+        sizes, if not given). With `exact` each entry of x is met once.
         """
-        end = len(self.axes)
+        counts, end = counts or self.window, len(self.axes)
         while end:
             start = end - 1
             while start and math.prod(counts[start - 1 : end]) <= TOGETHER:
                 start -= 1
-            yield self._along(slice(start, end))
+            one = self._along(slice(start, end))
+            yield from one._stages(exact) if end - start == 1 else [one]
             end = start
+
+    def _stages(self, exact: bool) -> Iterator["CpuWindows"]:
+        """Windows along one axis as they are, or as two passes if these meet fewer entries."""
+        (size,), (k,), (s,), ((low, _),), (count,) = (
+            self.input_size, self.window, self.strides, self.padding, self.output_size
+        )  # fmt: skip
+        split = [(k - (m - 1) * (k // m), m, k // m) for m in range(2, k) if not (exact and k % m)]
+        short, m, apart = min(split, key=lambda found: s * found[0] + found[1], default=(k, 1, 1))
+        if not isinstance(count, int) or s * short + m + WORTH > k:
+            yield self
+            return
+        length = s * (count - 1) + (m - 1) * apart + 1  # so many short windows, one at each position
+        ends = ((low, length - 1 + short - low - size),)
+        yield dataclasses.replace(self, window=(short,), strides=(1,), padding=ends)
+        yield dataclasses.replace(
+            self, input_size=(length,), window=(m,), padding=((0, 0),), dilation=apart, empty=max(0, low - short + 1)
+        )
 
     # --- one pass over the windows --------------------------------------------------------------------------------
 
@@ -116,10 +156,17 @@ class CpuWindows(Windows):
         def later(found: tuple[jax.Array, jax.Array], k: Index) -> tuple[jax.Array, jax.Array]:
             best, winner = found
             entry = self._entry(x, k)
-            wins = (entry > best) | ((entry != entry) & (best == best))
+            wins = (entry > best) | ((entry != entry) & (best == best)) | self._is_first(k, best.shape)
             return jnp.where(wins, entry, best), jnp.where(wins, self._number_of_entry(k, best.shape), winner)
 
         return _fold(self.window, first, later)[1]
+
+    def _is_first(self, k: Index, shape: tuple[int, ...]) -> jax.Array | bool:
+        """Whether all entries of a window before this one are empty, and this is not, though both may be -inf."""
+        if not self.empty:
+            return False
+        position = self._position(0, k[0])
+        return self._along_axis(self.axes[0], (position >= self.empty) & (position < self.empty + self.dilation), shape)
 
     def _to_winners(self, winner: jax.Array, g: jax.Array) -> jax.Array:
         def term(d: Index) -> jax.Array:
@@ -157,7 +204,7 @@ class CpuWindows(Windows):
 
     def _position(self, i: int, k: Any) -> jax.Array:
         """Where entry k of every window lies along the i-th axis."""
-        return self.strides[i] * lax.iota(jnp.int32, self.output_size[i]) + (k - self.padding[i][0])
+        return self.strides[i] * lax.iota(jnp.int32, self.output_size[i]) + (self.dilation * k - self.padding[i][0])
 
     def _number_of_entry(self, k: Index, shape: tuple[int, ...]) -> jax.Array:
         """The number in its window, in row-major order, of the entry that `_entry` finds."""
@@ -173,6 +220,8 @@ class CpuWindows(Windows):
     @property
     def _overlaps(self) -> tuple[int, ...]:
         """The largest number of windows that an entry lies in, along each axis."""
+        if self.dilation > 1:
+            return self.window  # each has a stride of its own in the order of the windows
         return tuple(-(-k // s) for k, s in zip(self.window, self.strides, strict=True))
 
     def _of_windows(self, g: jax.Array, d: Index) -> jax.Array:
@@ -185,6 +234,10 @@ class CpuWindows(Windows):
         """That window's t along the i-th axis, and which of its entries each entry of x is; there may be none."""
         s = self.strides[i]
         position = lax.iota(jnp.int32, self.input_size[i]) + self.padding[i][0]
+        if self.dilation > 1:
+            start = position - self.dilation * d
+            t = lax.div(start, jnp.int32(s))
+            return t, jnp.where(start == s * t, d, self.window[i])
         last = position if s == 1 else lax.div(position, jnp.int32(s))
         return last - d, position - s * (last - d)
 

@@ -39,8 +39,15 @@ MODULES = {
     "eqx": "equinox",
     "tokamax": "tokamax",
     "keras": "keras",
+    "pallas_layer": "jax.experimental.pallas.ops.gpu.layer_norm",
+    "pallas_rms": "jax.experimental.pallas.ops.gpu.rms_norm",
+    "pallas_softmax": "jax.experimental.pallas.ops.gpu.softmax",
 }
-PACKAGES = {"nn": "flax", "hk": "dm-haiku", "eqx": "equinox"}
+PACKAGES = dict.fromkeys(("pallas_layer", "pallas_rms", "pallas_softmax"), "jax") | {
+    "nn": "flax",
+    "hk": "dm-haiku",
+    "eqx": "equinox",
+}
 
 NORMAL, LARGE_MEAN = "normal(8, 64)", "1e4 + normal(8, 64)"
 LABELS, SOME_INFINITE = "integers(8, 64)", "np.where(np.arange(64) % 3 == 1, -np.inf, normal(8, 64))"
@@ -145,7 +152,7 @@ def subjects() -> list[Subject]:
     masked = {"x": NORMAL, "where": EMPTY_MASK}
     call, truth = "jax.nn.softmax(x, where=where)", "reference.softmax(x, where=where)"
     found.append(Subject("jax.nn.softmax", "empty mask", call, truth, masked))
-    return found + _norms() + _convolutions()
+    return found + _norms() + _kernels() + _convolutions()
 
 
 def _norms() -> list[Subject]:
@@ -189,6 +196,22 @@ def _norms() -> list[Subject]:
         arrays = {"h": "normal(16, 32)", "w": f"normal(32, {size})", "labels": f"integers(16, {size})"}
         for low in ("float32", "bfloat16"):
             found.append(Subject("tokamax linear cross-entropy", f"{words}, {low}", blocks, whole, arrays, low))
+    return found
+
+
+def _kernels() -> list[Subject]:
+    """JAX's own Pallas kernels for a GPU, in interpret mode, which runs on any device. Blocks are powers of two."""
+    found = []
+    for words, x in (("normal", "normal(2, 4, 64)"), ("mean 1e4", "1e4 + normal(2, 4, 64)")):
+        arrays = {"x": x, **AFFINE}
+        for kind, truth in (
+            ("layer", "reference.layer_norm(x, scale, bias, epsilon=1e-5)"),
+            ("rms", "reference.rms_norm(x, scale, epsilon=1e-5) + bias.astype(x.dtype)"),
+        ):
+            call = f"pallas_{kind}.{kind}_norm(x, scale, bias, interpret=True)"
+            found.append(Subject(f"jax.experimental.pallas {kind}_norm", words, call, truth, arrays))
+        call = "pallas_softmax.softmax(x, interpret=True)"
+        found.append(Subject("jax.experimental.pallas softmax", words, call, "reference.softmax(x)", {"x": x}))
     return found
 
 

@@ -311,6 +311,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         recorded = json.loads(CHECK.read_text(encoding="utf-8"))
         found["check"] = markdown(check_grid(recorded))
         found["check-machine"] = f"Recorded on {recorded['date']}: {recorded['machine']}."
+    else:
+        found |= {"check": "", "check-machine": "Nothing is recorded."}
     found["headline"] = markdown(headline_grid(headlines(results, compiled_results())))
     return found | ({"compiled": markdown(compiled_summary(compiled_results()))} if COMPILED else {})
 

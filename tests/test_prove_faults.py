@@ -1,6 +1,8 @@
 """Planted algebraic slips are refuted, one by one; the rules without them are proven; further branches and shapes."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from support import normal
 import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import prove, strategies
+from jaxnorm.check._cases import all_cases
 
 LABELS, N = jax.nn.one_hot(np.array([0, 2]), 3), 3
 
@@ -196,3 +199,18 @@ def test_bad_branches_and_shapes_are_named():
         prove(jnp.sin, x, reference=jnp.sin, shapes=[[(2,), (3,)]])
     with pytest.raises(ValueError, match="shapes must be empty where"):
         prove(jnp.sin, normal(0), reference=jnp.sin, shapes=[[(2,)]])
+
+
+PAGES = Path(__file__).parents[1] / "docs" / "derivations"
+
+
+@pytest.mark.parametrize("page", sorted({page.stem for page in PAGES.glob("*.md")} - {"index", "notes"}))
+def test_a_derivation_page_says_what_proves_it(page: str):
+    (names,) = re.findall(r"`python -m jaxnorm prove ([a-z_ ]+)`", (PAGES / f"{page}.md").read_text())
+    assert {*names.split()} <= {case.name for case in all_cases()}
+
+
+def test_every_function_is_proven_on_a_derivation_page():
+    text = " ".join(page.read_text() for page in PAGES.glob("*.md"))
+    named = {name for names in re.findall(r"`python -m jaxnorm prove ([a-z_ ]+)`", text) for name in names.split()}
+    assert named == {case.name for case in all_cases()}

@@ -87,6 +87,7 @@ def softmax_cross_entropy_with_integer_labels(
     class_weights=None,
     logit_softcap=None,
     return_lse=False,
+    return_entropy=False,
 ):
     dtype, labels = _loss_dtype(logits), jnp.asarray(labels)
     logits, class_weights = compute(logits, class_weights)
@@ -102,8 +103,14 @@ def softmax_cross_entropy_with_integer_labels(
     ignored = labels == ignore_index if ignore_index is not None else jnp.zeros(labels.shape, bool)
     loss = loss * jnp.where(jnp.any(one_hot, axis=axis) | ignored, 1, jnp.nan)  # so that the gradient is NaN too
     loss = jnp.where(ignored, 0, loss)
-    loss, lse = loss.astype(dtype), jnp.squeeze(lse, axis).astype(dtype)
-    return (loss, lse) if return_lse else loss
+    others = [(return_lse, jnp.squeeze(lse, axis)), (return_entropy, _entropy(log_p, axis))]
+    wanted = [other.astype(dtype) for is_wanted, other in others if is_wanted]
+    return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
+
+
+def _entropy(log_p, axis):
+    log_p = jnp.where(log_p == -jnp.inf, 0, log_p)  # p log(p) is 0 for p = 0
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=axis)
 
 
 @split_like(_linear.linear_softmax_cross_entropy)
@@ -131,7 +138,7 @@ def linear_softmax_cross_entropy(
         logits = logits + jnp.broadcast_to(bias, logits.shape)
     if axis_name is not None:
         logits = lax.all_gather(logits, axis_name, axis=logits.ndim - 1, tiled=True)
-    loss, lse = softmax_cross_entropy_with_integer_labels(
+    loss, lse, entropy = softmax_cross_entropy_with_integer_labels(
         logits,
         labels,
         ignore_index=ignore_index,
@@ -139,18 +146,13 @@ def linear_softmax_cross_entropy(
         class_weights=class_weights,
         logit_softcap=logit_softcap,
         return_lse=True,
+        return_entropy=True,
     )
     logits = logits if logit_softcap is None else logit_softcap * jnp.tanh(logits / logit_softcap)
-    entropy, top = _entropy(logits).astype(dtype), jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy), (return_top, top)]
+    top = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy.astype(dtype)), (return_top, top)]
     wanted = [other for is_wanted, other in others if is_wanted]
     return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
-
-
-def _entropy(logits):
-    log_p, _ = _row_log_softmax(logits, -1, None)
-    log_p = jnp.where(log_p == -jnp.inf, 0, log_p)
-    return -jnp.sum(jnp.where(logits == -jnp.inf, 0, jnp.exp(log_p) * log_p), axis=-1)
 
 
 def linear_softmax_kl_divergence(

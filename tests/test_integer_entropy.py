@@ -22,9 +22,8 @@ def test_equals_the_twin(options, classes, axis):
     rng = np.random.default_rng(classes)
     logits, weights = normal(6, classes) * 2, jnp.asarray(rng.random(classes) + 0.1)
     labels = jnp.asarray(rng.integers(0, classes, 6)).at[1].set(2).at[3].set(0)
-    where = (
-        jnp.asarray(rng.random((6, classes)) < 0.7).at[jnp.arange(6), labels].set(True).at[3].set(False)
-    )  # a row without classes, whose loss is +inf
+    where = jnp.asarray(rng.random((6, classes)) < 0.7).at[jnp.arange(6), labels].set(True)
+    where = where.at[3].set(False)  # a row without classes, whose loss is +inf
     if axis == 0:
         logits, where = logits.T, where.T
 

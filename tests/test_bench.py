@@ -60,9 +60,17 @@ def test_rivals_compute_the_same_loss(kind: str):
 
 
 def test_rivals_compute_the_same_linear_cross_entropy():
-    rivals = (*bench_rivals.LOSSES, "composed", *bench.PYTORCH)
+    rivals = (*bench_rivals.LOSSES, "composed", *bench.OF_LINEAR, *bench.PYTORCH)
     errors = compared(bench_cases.linear_sides(5, 4, 11, jnp.dtype(jnp.float32), rivals))
+    assert set(errors) == {"jaxnorm", *rivals} - {"composed-float32"}
     assert all(error is not None and error < 1e-5 for error in errors.values()), errors
+
+
+@pytest.mark.thorough
+def test_whole_logits_of_16_bits_are_compared_in_both_dtypes():
+    errors = compared(bench_cases.linear_sides(5, 4, 11, jnp.dtype(jnp.bfloat16), ("composed", *bench.OF_LINEAR)))
+    assert set(errors) == {"jaxnorm", "composed", *bench.OF_LINEAR}
+    assert all(error is not None and error < 3e-2 for error in errors.values()), errors
 
 
 def test_the_command_measures_draws_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -48,6 +48,7 @@ def test_beats_the_unigram_model_and_writes_the_picture(tmp_path: Path, capsys: 
 WITH_BOTH = TINY._replace(vocab=200, width=16, distill=True, entropy_bonus=0.01)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_blocks_and_whole_logits_distil_alike() -> None:
     """The gradient of the divergence, the words and the entropy at once; the teacher has none."""
     text = train_text.load_text(WITH_BOTH)

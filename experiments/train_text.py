@@ -300,21 +300,25 @@ def divergences(config: Config, student: Last, teacher: Last) -> jax.Array:
     )
 
 
-def mean_loss(config: Config, params: Params, windows: jax.Array, teacher: Params | None = None) -> jax.Array:
-    """What is minimized: the mean over a minibatch of windows (batch, seq_len + 1)."""
-    inputs, labels = windows[:, :-1], windows[:, 1:]
-    last = last_of(config, params, inputs)
+def objective(config: Config, last: Last, labels: jax.Array, teacher: Last | None) -> jax.Array:
+    """What is minimized, of each word (batch, length)."""
     if config.entropy_bonus:
         losses, entropies = losses_and_entropies(config, last, labels)
         losses = losses - jnp.float32(config.entropy_bonus) * entropies
     else:
         losses = word_losses(config, last, labels)
-    if teacher is not None:
-        kl = divergences(config, last, last_of(config.teacher, lax.stop_gradient(teacher), inputs))
-        # The square of the temperature keeps the size of the divergence's gradient.
-        share, squared = jnp.float32(DISTILL_SHARE), jnp.float32(DISTILL_TEMPERATURE**2)
-        losses = share * squared * kl + (1 - share) * losses
-    return jnp.mean(losses)
+    if teacher is None:
+        return losses
+    # The square of the temperature keeps the size of the divergence's gradient.
+    share, squared = jnp.float32(DISTILL_SHARE), jnp.float32(DISTILL_TEMPERATURE**2)
+    return share * squared * divergences(config, last, teacher) + (1 - share) * losses
+
+
+def mean_loss(config: Config, params: Params, windows: jax.Array, teacher: Params | None = None) -> jax.Array:
+    """The mean of the objective over a minibatch of windows (batch, seq_len + 1)."""
+    inputs, labels = windows[:, :-1], windows[:, 1:]
+    of_teacher = None if teacher is None else last_of(config.teacher, lax.stop_gradient(teacher), inputs)
+    return jnp.mean(objective(config, last_of(config, params, inputs), labels, of_teacher))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -122,7 +122,7 @@ class Result(NamedTuple):
     compile_seconds: float
     tokens_per_second: float
     num_parameters: int
-    temporary_bytes: dict[Loss, int | None]  # of the loss of the run, and of the other to compare where both are asked
+    temporary_bytes: dict[str, int | None]  # of the loss of the run, and of the other to compare where both are asked
     teacher_perplexity: float | None = None
 
     @property
@@ -416,7 +416,7 @@ def train_one(config: Config, console: Console, teacher: Params | None = None) -
     held_out = held_out_windows(config, text)
     state, words, starts = start_of(config, text)
     num_parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    compared = get_args(Loss) if config.distill or config.entropy_bonus else (config.loss,)
+    compared: tuple[Loss, ...] = get_args(Loss) if config.distill or config.entropy_bonus else (config.loss,)
     memory = {loss: temporary_bytes(config._replace(loss=loss), state.params, teacher) for loss in compared}
     # Chunks of one length are one program, compiled apart from its first run, so that no chunk's time holds that.
     length = max(n for n in range(1, CHUNK_STEPS + 1) if config.steps % n == 0)

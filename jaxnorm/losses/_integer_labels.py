@@ -27,6 +27,7 @@ from jaxnorm._rules.classes import class_index, is_label, mask_view, masked, per
 from jaxnorm._rules.cross_entropy import LabelOptions
 from jaxnorm._sharding import spec_of, with_shardings
 
+Inputs = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]  # logits, labels, where, class weights
 Results = tuple[jax.Array, jax.Array, jax.Array | None]  # loss, lse, entropy
 
 
@@ -212,13 +213,16 @@ def _cross_entropy_fwd(
 
     if options.loss.label_smoothing:
         smooth = rows.total(smooth_of, row.smoothing.uniform * _weights(options, residuals), shift, logits, mask)
-    dtype, results = compute_dtype(logits), (*rule.losses(options.loss, row, smooth), of_prediction)
-    loss, lse, of_prediction = (None if r is None else cast(jnp.squeeze(r, options.axis), dtype) for r in results)
-    return (loss, lse, of_prediction), residuals
+
+    def of_rows(result: jax.Array) -> jax.Array:
+        return cast(jnp.squeeze(result, options.axis), compute_dtype(logits))
+
+    loss, lse = map(of_rows, rule.losses(options.loss, row, smooth))
+    return (loss, lse, None if of_prediction is None else of_rows(of_prediction)), residuals
 
 
 def _sums(
-    options: Options, rows: Rows, logits_of: rule.Elementwise, inputs: tuple[Any, ...]
+    options: Options, rows: Rows, logits_of: rule.Elementwise, inputs: Inputs
 ) -> tuple[Residuals, jax.Array | None]:
     """What is kept, and the entropy if it is asked for."""
     logits, labels, where, _ = inputs

@@ -27,8 +27,9 @@ from bench_choices import choice_cases
 from bench_convolutions import conv_cases, loop_cases
 from bench_method import ALLOCATOR, load_average, machine, measure, torch
 from bench_pooling import pool_cases
-from bench_rivals import LOSSES, NORMS, linen
+from bench_rivals import LINEAR_LOSSES, LOSSES, NORMS, linen
 from bench_tables import Grid, grids, machine_text
+from bench_torch import CHUNKED
 from common import folder, seconds, writable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -36,8 +37,11 @@ from rich.table import Table
 
 SIZES, DTYPES = ("small", "medium", "large"), ("float32", "bfloat16")
 RIVALS = ("plain", "linen", "nnx", "haiku", "equinox", "optax", "composed", "torch")
+OF_LINEAR_ALONE = ("composed-float32", "tokamax", "torch-chunked")
 MODULES = {"linen": "flax", "nnx": "flax", "haiku": "haiku", "equinox": "equinox", "optax": "optax", "torch": "torch"}
+MODULES |= {"tokamax": "tokamax", "torch-chunked": "torch"}
 PYTORCH = ("torch",) if torch and (jax.default_backend() == "cpu" or torch.cuda.is_available()) else ()
+OF_LINEAR = (*LINEAR_LOSSES, *(("torch-chunked",) if PYTORCH and CHUNKED else ()))
 
 
 class Options(NamedTuple):
@@ -110,7 +114,7 @@ SECTIONS = {
     "losses": Section(
         SIZES[:2],
         DTYPES,
-        (*LOSSES, "composed", *PYTORCH),
+        (*LOSSES, "composed", *OF_LINEAR, *PYTORCH),
         lambda o: {"losses": timed(loss_cases(o.runs), o)},
     ),
     "conv": Section(
@@ -140,7 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("what", choices=[*SECTIONS, "all"])
     add("--size", nargs="+", choices=SIZES, help=f"sizes of the arrays (batches of networks); defaults: {defaults}")
     add("--dtype", nargs="+", choices=DTYPES, help="dtypes; see --size for the defaults")
-    add("--rivals", nargs="+", choices=RIVALS, help="who takes part; default: all that are installed")
+    add(
+        "--rivals",
+        nargs="+",
+        choices=(*RIVALS, *OF_LINEAR_ALONE),
+        help="who takes part; default: all that are installed",
+    )
     add("--only", nargs="+", metavar="TEXT", help="rows with any of these in their name")
     add("--seconds", type=seconds, help="for each side of each row (five times that in train); default 0.1")
     add("--quick", action="store_true", help="small, float32, 0.02 seconds and fewer rows, where not said otherwise")
@@ -156,7 +165,7 @@ def options_of(parser: argparse.ArgumentParser, chosen: argparse.Namespace, name
         parser.error(f'--rivals {" ".join(missing)}: not installed; pip install -e ".[bench]", and torch if wanted')
     if name in ("memory", "train") and linen is None:
         parser.error(f'{name}: networks are compared with flax\'s; pip install -e ".[bench]"')
-    rivals = [r for r in section.rivals if r in (chosen.rivals or RIVALS)]
+    rivals = [r for r in section.rivals if r in (chosen.rivals or (*RIVALS, *OF_LINEAR_ALONE))]
     expected = section.rivals or chosen.rivals
     if (expected and not rivals) or (name in ("memory", "train") and "linen" not in rivals):
         against = ", ".join(section.rivals) or "itself"

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_method import Call, Sides, floor_of
-from bench_rivals import HAND_LOSSES, LOSSES, NORMS, Function, Norm, hand_norm, plain_norm
+from bench_rivals import HAND_LOSSES, LINEAR_LOSSES, LOSSES, NORMS, Function, Norm, hand_norm, plain_norm
 
 import jaxnorm as jn
 
@@ -153,7 +153,7 @@ def loss_sides(kind: str, rows: int, classes: int, dtype: Any, rivals: Sequence[
 
 
 def linear_sides(tokens: int, width: int, vocabulary: int, dtype: Any, rivals: Sequence[str]) -> Sides:
-    """Both passes of the last layer and its loss: in blocks of the vocabulary, and composed."""
+    """Both passes of the last layer and its loss: in blocks of the vocabulary or the tokens, and with whole logits."""
     hidden, kernel = normal((tokens, width), 0, dtype), normal((width, vocabulary), 1, dtype, width**-0.5)
     labels = jnp.asarray(np.random.default_rng(2).integers(0, vocabulary, tokens), jnp.int32)
     g = normal((tokens,), 3, jnp.float32)
@@ -165,12 +165,18 @@ def linear_sides(tokens: int, width: int, vocabulary: int, dtype: Any, rivals: S
     if "composed" in rivals:
         functions["composed"] = over(HAND_LOSSES["cross-entropy"])
     functions |= {name: over(LOSSES[name]["cross-entropy"]) for name in rivals if name in LOSSES}
+    functions |= {name: LINEAR_LOSSES[name] for name in rivals if name in LINEAR_LOSSES}
+    if dtype == jnp.float32:  # where it is the composed one
+        functions.pop("composed-float32", None)
     calls: dict[str, Call] = {}
     programs = {}
     for name, function in functions.items():
         calls[name], programs[name] = compiled(functools.partial(both_passes, function), [hidden, kernel], g, labels)
     if "torch" in rivals:
         calls["torch"] = bench_torch.pulled_back(bench_torch.linear_cross_entropy, [hidden, kernel], g, [labels])
+    if "torch-chunked" in rivals:
+        arguments, loss = [hidden, bench_torch.transposed(kernel)], bench_torch.chunked_linear_cross_entropy
+        calls["torch-chunked"] = bench_torch.pulled_back(loss, arguments, g, [labels])
     truth = jax.jit(functools.partial(both_passes, over(LOSSES["plain"]["cross-entropy"])))
     expected = truth([hidden.astype(jnp.float32), kernel.astype(jnp.float32)], g, labels)
     tolerance = TOLERANCES[str(hidden.dtype)]

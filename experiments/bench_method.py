@@ -31,6 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+if torch:
+    torch.set_num_threads(CORES)  # as many as XLA has; PyTorch itself would leave out hyperthreads
 
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "8000000000",
@@ -40,7 +43,7 @@ ALLOCATOR = {
 }
 ENOUGH = 4
 WARM_UP = 2e-3
-PACKAGES = ("jaxnorm", "jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "optax", "torch")
+PACKAGES = ("jaxnorm", "jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "optax", "torch", "tokamax")
 
 Call = Callable[[], Any]
 
@@ -239,7 +242,7 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "processor": processor(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": CORES,
         "torch_threads": torch.get_num_threads() if torch else None,
         "versions": versions(),
         "environment": {name: os.environ[name] for name in (*ALLOCATOR, "XLA_FLAGS") if name in os.environ},

@@ -22,6 +22,9 @@ COLOURS = {
     "optax": "#e0a800",
     "composed": "#c49c94",
     "torch": "#d62728",
+    "composed-float32": "#8c564b",
+    "tokamax": "#e377c2",
+    "torch-chunked": "#ff9896",
 }
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 INCHES_PER_BAR = 0.11

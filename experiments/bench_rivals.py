@@ -25,6 +25,7 @@ def _installed(module: str) -> Any:
 
 
 linen, nnx, haiku, equinox, optax = (_installed(m) for m in ("flax.linen", "flax.nnx", "haiku", "equinox", "optax"))
+tokamax = _installed("tokamax")
 
 EPSILON = 1e-5
 
@@ -232,3 +233,22 @@ if optax:
         "dense cross-entropy": optax.softmax_cross_entropy,
         "hinge": optax.losses.multiclass_hinge_loss,
     }
+
+
+def tokamax_linear_cross_entropy(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """The last layer and its loss without whole logits: tokamax's kernel for a TPU, elsewhere its blocks by XLA."""
+    implementation = "mosaic_tpu" if jax.default_backend() == "tpu" else "chunked_xla"
+    return tokamax.linear_softmax_cross_entropy_loss(
+        hidden, labels, kernel, reduction="none", implementation=implementation
+    )
+
+
+def composed_in_float32(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """This library's loss of whole logits that are float32 even of 16-bit inputs, as the linear loss's are."""
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return HAND_LOSSES["cross-entropy"](logits, labels)
+
+
+LINEAR_LOSSES: dict[str, Function] = {"composed-float32": composed_in_float32}
+if tokamax:
+    LINEAR_LOSSES["tokamax"] = tokamax_linear_cross_entropy

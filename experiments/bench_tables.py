@@ -34,6 +34,9 @@ NAMES = {
     "equinox": "equinox",
     "optax": "optax",
     "torch": "PyTorch",
+    "composed-float32": "composed, float32 logits",
+    "tokamax": "tokamax",
+    "torch-chunked": "PyTorch in chunks",
 }
 MEMORY_COLUMN = "temporary MB: jaxnorm, plain JAX"
 Rows = Sequence[Mapping[str, Any]]

@@ -23,7 +23,9 @@ def available() -> bool:
 
 
 def tensor(array: Any) -> Any:
-    """A copy as a tensor, on the device that JAX uses."""
+    """A copy as a tensor, on the device that JAX uses; a tensor is one already."""
+    if torch.is_tensor(array):
+        return array
     bfloat16 = array.dtype == jnp.bfloat16
     found = torch.from_numpy(np.array(array.astype(jnp.float32) if bfloat16 else array))
     found = found.to(torch.bfloat16) if bfloat16 else found
@@ -92,6 +94,21 @@ def loss(kind: str) -> Callable[..., Any]:
 def linear_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
     """The last layer and its loss, logits whole."""
     return torch.nn.functional.cross_entropy(hidden @ kernel, labels.long(), reduction="none").float()
+
+
+CHUNKED = bool(torch) and hasattr(torch.nn.functional, "linear_cross_entropy")  # from PyTorch 2.13 on
+
+
+def transposed(kernel: Any) -> Any:
+    """The kernel as PyTorch's layers keep it in memory: a row for each output."""
+    return tensor(kernel).mT.contiguous().mT
+
+
+def chunked_linear_cross_entropy(hidden: Any, kernel: Any, labels: Any) -> Any:
+    """The same, logits of some tokens at a time: PyTorch's own choice of how many, and of the sums' dtype."""
+    chunks = torch.nn.LinearCrossEntropyOptions()
+    functional = torch.nn.functional
+    return functional.linear_cross_entropy(hidden, kernel.mT, labels.long(), reduction="none", options=chunks).float()
 
 
 def pooling(kind: str, window: int, stride: int, padding: int, channels: int) -> Callable[..., Any]:

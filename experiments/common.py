@@ -26,6 +26,11 @@ def positive_int(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A time to measure for; 0 takes as few samples as there can be."""
+    return amount(text)
+
+
+def amount(text: str) -> float:
+    """A number that is finite and not negative."""
     try:
         value = float(text)
     except ValueError:

@@ -8,7 +8,13 @@ held out. Norms, dense layers, the attention's softmax and the loss are jaxnorm'
 to the vocabulary a part of the loss, whose logits exist a block of columns at a time; `--loss full` computes them whole
 and then the same loss. The optimizer is optax's AdamW; a chunk of steps is one jitted `lax.scan`.
 
+`--distill` trains a teacher of twice the width first, then the model by its divergence from the teacher as well as by
+the words (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531). `--entropy-bonus` rewards undecided
+predictions (Pereyra et al. 2017, https://arxiv.org/abs/1701.06548). With either, the temporary memory of both losses is
+printed, from their compiled programs.
+
     python experiments/train_text.py --loss full --plot curves.png
+    python experiments/train_text.py --distill --entropy-bonus 0.01
 """
 
 import argparse
@@ -28,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import png_path, positive_int, seed, timed
+from common import amount, png_path, positive_int, seed, timed
 from jax import lax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -54,6 +60,9 @@ EVALUATIONS = 10
 IGNORED = -1
 SAMPLE_WORDS = 60
 TEMPERATURE = 0.8
+TEACHER_WIDTH = 2  # times the student's
+DISTILL_TEMPERATURE = 2.0
+DISTILL_SHARE = 0.5  # of the divergence in the loss; the rest is the words'
 
 
 class Config(NamedTuple):
@@ -71,6 +80,13 @@ class Config(NamedTuple):
     block_size: int | None = 512
     seed: int = 0
     dtype: Dtype = "float32"
+    distill: bool = False
+    entropy_bonus: float = 0.0
+
+    @property
+    def teacher(self) -> "Config":
+        """The larger model that `distill` learns from, trained by the words alone."""
+        return self._replace(width=TEACHER_WIDTH * self.width, distill=False, entropy_bonus=0.0)
 
 
 class Text(NamedTuple):
@@ -106,7 +122,8 @@ class Result(NamedTuple):
     compile_seconds: float
     tokens_per_second: float
     num_parameters: int
-    temporary_bytes: int | None
+    temporary_bytes: dict[str, int | None]  # of the loss of the run, and of the other to compare where both are asked
+    teacher_perplexity: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -224,29 +241,90 @@ def projection(config: Config, params: Params) -> Layer:
     return {"kernel": params["embedding"]["words"].astype(config.dtype).T, "bias": params["output"]["bias"]}
 
 
-def word_losses(config: Config, params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss of each word (batch, length), float32; 0 where the label is IGNORED."""
-    hidden, output = hidden_states(config, params, inputs), projection(config, params)
-    if config.loss == "linear":
-        losses = jn.linear_softmax_cross_entropy(
-            hidden, output["kernel"], labels, output["bias"], ignore_index=IGNORED, block_size=config.block_size
+class Last(NamedTuple):
+    """What the last layer takes, of the model or of its teacher."""
+
+    hidden: jax.Array  # (batch, length, width)
+    layer: Layer  # the projection to the vocabulary
+
+    @property
+    def logits(self) -> jax.Array:
+        """The logits whole, (batch, length, vocabulary)."""
+        return jn.affine(self.hidden, **self.layer)
+
+
+def last_of(config: Config, params: Params, inputs: jax.Array) -> Last:
+    """What the network makes of `inputs` (batch, length) before its last layer."""
+    return Last(hidden_states(config, params, inputs), projection(config, params))
+
+
+def losses_and_entropies(config: Config, last: Last, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The loss of each word (batch, length), float32, 0 where the label is IGNORED, and the prediction's entropy."""
+    if config.loss == "full":
+        return jn.softmax_cross_entropy_with_integer_labels(
+            last.logits, labels, ignore_index=IGNORED, return_entropy=True
         )
+    kernel, bias = last.layer["kernel"], last.layer["bias"]
+    return jn.linear_softmax_cross_entropy(
+        last.hidden, kernel, labels, bias, ignore_index=IGNORED, block_size=config.block_size, return_entropy=True
+    )
+
+
+def word_losses(config: Config, last: Last, labels: jax.Array) -> jax.Array:
+    """The losses alone."""
+    if config.loss == "full":
+        return jn.softmax_cross_entropy_with_integer_labels(last.logits, labels, ignore_index=IGNORED)
+    kernel, bias = last.layer["kernel"], last.layer["bias"]
+    return jn.linear_softmax_cross_entropy(
+        last.hidden, kernel, labels, bias, ignore_index=IGNORED, block_size=config.block_size
+    )
+
+
+def divergences(config: Config, student: Last, teacher: Last) -> jax.Array:
+    """How far the student's prediction of each word is from the teacher's, at DISTILL_TEMPERATURE: (batch, length)."""
+    if config.loss == "full":
+        log_q, log_p = (
+            jn.log_softmax(last.logits.astype(jnp.float32) / jnp.float32(DISTILL_TEMPERATURE))
+            for last in (student, teacher)
+        )
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+    return jn.linear_softmax_kl_divergence(
+        student.hidden,
+        student.layer["kernel"],
+        teacher.hidden,
+        teacher.layer["kernel"],
+        student.layer["bias"],
+        teacher.layer["bias"],
+        temperature=DISTILL_TEMPERATURE,
+        block_size=config.block_size,
+    )
+
+
+def objective(config: Config, last: Last, labels: jax.Array, teacher: Last | None) -> jax.Array:
+    """What is minimized, of each word (batch, length)."""
+    if config.entropy_bonus:
+        losses, entropies = losses_and_entropies(config, last, labels)
+        losses = losses - jnp.float32(config.entropy_bonus) * entropies
     else:
-        logits = jn.affine(hidden, **output)
-        losses = jn.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=IGNORED)
-    assert isinstance(losses, jax.Array)  # a pair only with return_lse
-    return losses
+        losses = word_losses(config, last, labels)
+    if teacher is None:
+        return losses
+    # The square of the temperature keeps the size of the divergence's gradient.
+    share, squared = jnp.float32(DISTILL_SHARE), jnp.float32(DISTILL_TEMPERATURE**2)
+    return share * squared * divergences(config, last, teacher) + (1 - share) * losses
 
 
-def mean_loss(config: Config, params: Params, windows: jax.Array) -> jax.Array:
-    """The mean loss of a minibatch of windows (batch, seq_len + 1)."""
-    return jnp.mean(word_losses(config, params, windows[:, :-1], windows[:, 1:]))
+def mean_loss(config: Config, params: Params, windows: jax.Array, teacher: Params | None = None) -> jax.Array:
+    """The mean of the objective over a minibatch of windows (batch, seq_len + 1)."""
+    inputs, labels = windows[:, :-1], windows[:, 1:]
+    of_teacher = None if teacher is None else last_of(config.teacher, lax.stop_gradient(teacher), inputs)
+    return jnp.mean(objective(config, last_of(config, params, inputs), labels, of_teacher))
 
 
 @partial(jax.jit, static_argnums=0)
 def perplexity(config: Config, params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Array:
     """The exponential of the mean loss of the batches (batches, batch_size, seq_len), one at a time."""
-    losses = lax.map(lambda batch: jnp.sum(word_losses(config, params, *batch)), (inputs, labels))
+    losses = lax.map(lambda b: jnp.sum(word_losses(config, last_of(config, params, b[0]), b[1])), (inputs, labels))
     return jnp.exp(jnp.sum(losses) / jnp.sum(labels != IGNORED, dtype=jnp.float32))
 
 
@@ -283,7 +361,9 @@ def init_state(config: Config, vocabulary: int, key: jax.Array) -> State:
 
 
 @partial(jax.jit, static_argnums=0)
-def train_steps(config: Config, state: State, text: jax.Array, starts: jax.Array) -> tuple[State, jax.Array]:
+def train_steps(
+    config: Config, state: State, text: jax.Array, starts: jax.Array, teacher: Params | None = None
+) -> tuple[State, jax.Array]:
     """A scan over minibatches of windows into `text`, given by their starts (steps, batch_size), as one compiled
     program. Returns the new state and the losses (steps,).
     """
@@ -292,7 +372,7 @@ def train_steps(config: Config, state: State, text: jax.Array, starts: jax.Array
 
     def step(state: State, starts: jax.Array) -> tuple[State, jax.Array]:
         windows = text[starts[:, None] + within[None]]
-        loss, gradients = jax.value_and_grad(partial(mean_loss, config))(state.params, windows)
+        loss, gradients = jax.value_and_grad(partial(mean_loss, config))(state.params, windows, teacher)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         return State(cast(Params, optax.apply_updates(state.params, updates)), optimizer_state), loss
 
@@ -312,34 +392,43 @@ def step_losses(config: Config, steps: int) -> np.ndarray:
     return np.asarray(train_steps(config, state, words, starts[:steps])[1])
 
 
-def temporary_bytes(config: Config, params: Params) -> int | None:
+def temporary_bytes(config: Config, params: Params, teacher: Params | None = None) -> int | None:
     """What the compiled loss and gradient of one minibatch need at most beside arguments and results; None where the
     backend does not tell.
     """
     windows = jax.ShapeDtypeStruct((config.batch_size, config.seq_len + 1), jnp.int32)
-    compiled = jax.jit(jax.value_and_grad(partial(mean_loss, config))).lower(params, windows).compile()
+    compiled = jax.jit(jax.value_and_grad(partial(mean_loss, config))).lower(params, windows, teacher).compile()
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
 
 def train(config: Config, console: Console) -> Result:
-    """The whole run, with a progress bar on `console`."""
+    """The whole run, with a progress bar on `console`, and that of its teacher first with `config.distill`."""
+    if not config.distill:
+        return train_one(config, console)[0]
+    taught, teacher = train_one(config.teacher, console)
+    return train_one(config, console, teacher)[0]._replace(teacher_perplexity=taught.perplexity)
+
+
+def train_one(config: Config, console: Console, teacher: Params | None = None) -> tuple[Result, Params]:
+    """One run, and the parameters that it ends with."""
     text = load_text(config)
     held_out = held_out_windows(config, text)
     state, words, starts = start_of(config, text)
     num_parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    memory = temporary_bytes(config, state.params)
+    compared: tuple[Loss, ...] = get_args(Loss) if config.distill or config.entropy_bonus else (config.loss,)
+    memory = {loss: temporary_bytes(config._replace(loss=loss), state.params, teacher) for loss in compared}
     # Chunks of one length are one program, compiled apart from its first run, so that no chunk's time holds that.
     length = max(n for n in range(1, CHUNK_STEPS + 1) if config.steps % n == 0)
-    lowered = partial(train_steps.lower, config, state, words, starts[:length])
+    lowered = partial(train_steps.lower, config, state, words, starts[:length], teacher)
     chunk, compile_seconds = timed(lambda: lowered().compile())
 
     losses, evaluated, perplexities, chunk_seconds = [], [], [], []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=config.steps)
+        task = progress.add_task(f"training, width {config.width}", total=config.steps)
         for done in range(length, config.steps + 1, length):
-            (state, chunk_losses), seconds = timed(partial(chunk, state, words, starts[done - length : done]))
+            (state, chunk_losses), seconds = timed(partial(chunk, state, words, starts[done - length : done], teacher))
             losses.append(np.asarray(chunk_losses))
             chunk_seconds.append(seconds)
             if done * EVALUATIONS // config.steps > (done - length) * EVALUATIONS // config.steps:
@@ -350,7 +439,7 @@ def train(config: Config, console: Console) -> Result:
             progress.update(task, advance=length, description=description)
 
     prompt, key = jnp.asarray(text.held_out[: config.seq_len]), jax.random.key(config.seed)
-    return Result(
+    result = Result(
         config=config,
         vocabulary=text.words,
         losses=np.concatenate(losses),
@@ -363,6 +452,7 @@ def train(config: Config, console: Console) -> Result:
         num_parameters=num_parameters,
         temporary_bytes=memory,
     )
+    return result, state.params
 
 
 # --- reports --------------------------------------------------------------------------------------------------------
@@ -380,13 +470,18 @@ def summary(result: Result) -> Table:
     """The table at the end of a run."""
     config = result.config
     device = jax.devices()[0]
-    memory = "unknown" if result.temporary_bytes is None else f"{result.temporary_bytes / 1e6:.1f} MB"
+    memory = {
+        f"temporary memory, {loss} loss and gradient": "unknown" if size is None else f"{size / 1e6:.1f} MB"
+        for loss, size in result.temporary_bytes.items()
+    }
+    teacher = result.teacher_perplexity
     rows = {
         "held-out perplexity": f"{result.perplexity:.1f}",
         "the unigram model's": f"{result.unigram_perplexity:.1f}",
+        **({} if teacher is None else {"the teacher's": f"{teacher:.1f}"}),
         "loss, last 20 steps": f"{result.losses[-20:].mean():.4f}",
         "tokens per second (median)": f"{result.tokens_per_second:,.0f}",
-        "temporary memory, loss and gradient": memory,
+        **memory,
         "compile time": f"{result.compile_seconds:.1f} s",
         "parameters": f"{result.num_parameters:,}",
         "vocabulary": f"{len(result.vocabulary):,} words",
@@ -396,6 +491,8 @@ def summary(result: Result) -> Table:
         "backend": f"{jax.default_backend()} ({device.device_kind})",
     }
     title = f"{config.norm} norm, {config.loss} loss, {config.dtype}, seed {config.seed}"
+    title += f", entropy bonus {config.entropy_bonus:g}" if config.entropy_bonus else ""
+    title += ", distilled" if config.distill else ""
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
@@ -459,6 +556,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--block-size", type=positive_int, default=default.block_size, help="columns of logits at a time, linear loss")
     add("--seed", type=seed, default=default.seed, help="of the weights, the minibatches and the sample")
     add("--dtype", choices=get_args(Dtype), default=default.dtype, help="of the activations; parameters are float32")
+    add(
+        "--distill", action="store_true", help=f"train a teacher of {TEACHER_WIDTH} times the width, then learn from it"
+    )
+    add(
+        "--entropy-bonus",
+        type=amount,
+        default=default.entropy_bonus,
+        help="times the predictions' entropy, off the loss",
+    )
     add("--plot", type=png_path, metavar="FILE.png", help="write the curves of loss and perplexity to this picture")
     return parser
 

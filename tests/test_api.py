@@ -26,7 +26,7 @@ softmax(x, axis=-1, where=None)
 log_softmax(x, axis=-1, where=None)
 softmax_cross_entropy(logits, labels, axis=-1, where=None, *, label_smoothing=0.0)
 softmax_cross_entropy_with_integer_labels(logits, labels, axis=-1, where=None, *, ignore_index=None,\
- label_smoothing=0.0, class_weights=None, logit_softcap=None, return_lse=False)
+ label_smoothing=0.0, class_weights=None, logit_softcap=None, return_lse=False, return_entropy=False)
 linear_softmax_cross_entropy(hidden, kernel, labels, bias=None, *, ignore_index=None, label_smoothing=0.0,\
  class_weights=None, logit_softcap=None, block_size=None, axis_name=None, return_lse=False, return_entropy=False,\
  return_top=False)

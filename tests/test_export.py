@@ -27,6 +27,7 @@ def with_labels(loss, *arrays):
 
 LOSSES = {
     "integer labels": jn.softmax_cross_entropy_with_integer_labels,
+    "integer labels, entropy": partial(jn.softmax_cross_entropy_with_integer_labels, return_entropy=True),
     "SVM": jn.multiclass_svm_loss,
     "hinge": jn.multiclass_hinge_loss,
 }

@@ -181,6 +181,7 @@ CASES = {str(case): case for case in all_cases()}
         "group_norm-channels first",
         "softmax-masked rows",
         "softmax_cross_entropy_with_integer_labels-soft cap",
+        pytest.param("softmax_cross_entropy_with_integer_labels-entropy", marks=pytest.mark.thorough),
         "linear_softmax_cross_entropy-smoothed",
         "multiclass_hinge_loss-margin",
         "conv-groups",

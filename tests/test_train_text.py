@@ -1,8 +1,9 @@
 """The experiment in English, made tiny: both losses take the same steps, it learns, and what it prints is whole."""
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import train_text
 from train_text import Config, main, step_losses
 
 TINY = Config(vocab=500, steps=40, batch_size=4, seq_len=32, width=32, layers=1, heads=2, block_size=128)
-TINY_ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY._asdict().items()]
+TINY_ARGUMENTS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY._asdict().items() if name != "distill"]
 
 
 @pytest.mark.parametrize("norm", get_args(train_text.Norm))
@@ -42,6 +43,43 @@ def test_beats_the_unigram_model_and_writes_the_picture(tmp_path: Path, capsys: 
     unigram = f"{result.unigram_perplexity:.1f}"
     for text in (f"{result.perplexity:.1f}", unigram, f"{result.num_parameters:,}", jax.__version__, result.sample[0]):
         assert text in printed
+
+
+def test_blocks_and_whole_logits_distil_alike() -> None:
+    """Words, entropy and divergence at once; the teacher's arguments have no gradient."""
+    rng, config = np.random.default_rng(0), TINY._replace(distill=True, entropy_bonus=0.01, block_size=32)
+
+    def last(width: int) -> train_text.Last:
+        hidden, kernel, bias = (
+            jax.numpy.asarray(rng.normal(size=s), "float32") for s in ((2, 5, width), (width, 67), 67)
+        )
+        return train_text.Last(hidden, {"kernel": kernel, "bias": bias})
+
+    student, teacher = last(8), last(16)
+    labels = jax.numpy.asarray(rng.integers(0, 67, (2, 5)))
+
+    @partial(jax.jit, static_argnums=0)
+    def run(config: Config) -> Any:
+        return jax.value_and_grad(
+            lambda student, teacher: train_text.objective(config, student, labels, teacher).sum(), (0, 1)
+        )(student, teacher)
+
+    (linear, gradients), (full, wanted) = (run(config._replace(loss=loss)) for loss in get_args(train_text.Loss))
+    np.testing.assert_allclose(linear, full, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients[0], wanted[0])
+    assert not any(np.any(g) for g in jax.tree.leaves(gradients[1]))
+
+
+@pytest.mark.thorough
+def test_a_student_learns_from_its_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    result = main([*TINY_ARGUMENTS, "--steps=200", "--batch-size=16", "--distill", "--entropy-bonus=0.01"])
+    assert result.teacher_perplexity is not None
+    assert result.teacher_perplexity < result.unigram_perplexity and result.perplexity < result.unigram_perplexity
+    printed = capsys.readouterr().out
+    assert "the teacher's" in printed and "distilled" in printed and "entropy bonus 0.01" in printed
+    for size in result.temporary_bytes.values():
+        assert size is None or f"{size / 1e6:.1f} MB" in printed
+    assert list(result.temporary_bytes) == list(get_args(train_text.Loss))
 
 
 @pytest.mark.parametrize("loss", get_args(train_text.Loss))
@@ -91,7 +129,15 @@ def test_the_linear_loss_needs_less_memory() -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("--heads", "5"), ("--vocab", "1"), ("--seq-len", "1000000"), ("--steps", "0"), ("--plot", "absent/a.png")],
+    [
+        ("--entropy-bonus", "-1"),
+        ("--entropy-bonus", "nan"),
+        ("--heads", "5"),
+        ("--vocab", "1"),
+        ("--seq-len", "1000000"),
+        ("--steps", "0"),
+        ("--plot", "absent/a.png"),
+    ],
 )
 def test_bad_options_are_refused_before_training(argument: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:

@@ -90,7 +90,7 @@ class Rows:
 
     @staticmethod
     def positive(terms: jax.Array) -> jax.Array:
-        """1 for a positive term and 0 for 0, in the terms' dtype; a NaN may stay one, since the sum of the terms is NaN too.
+        """1 for a positive term and 0 for 0, in the terms' dtype; a NaN may stay one, as the terms' sum is NaN too.
 
         XLA's GPU backend would write the result of a comparison to memory if a sum and a pass both need it.
         """

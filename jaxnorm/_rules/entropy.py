@@ -19,13 +19,41 @@ References: Shannon 1948, "A mathematical theory of communication"; Mnih et al. 
 https://arxiv.org/abs/1602.01783 (the entropy in reinforcement learning).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxnorm._rules import cross_entropy
 from jaxnorm._rules.classes import times
-from jaxnorm._rules.cross_entropy import log_total, reciprocal
+from jaxnorm._rules.cross_entropy import Elementwise, Rows, log_total, reciprocal, shift_of
+
+
+class Sums(NamedTuple):
+    """What (1) and (2) take of a row."""
+
+    shift: jax.Array  # c, or 0 for a row without classes
+    others: jax.Array  # R
+    leading: jax.Array  # the number of leaders
+    gaps: jax.Array  # the sum of e_j (c - l_j)
+
+    @property
+    def gap(self) -> jax.Array:
+        """E of (1)."""
+        return mean_gap(self.others, self.leading, self.gaps)
+
+    @property
+    def entropy(self) -> jax.Array:
+        """H of (1)."""
+        return entropy_of(self.others, self.leading, self.gap)
+
+    def without(self, e_k: jax.Array) -> jax.Array:
+        """The sum of e_j over all classes but k.
+
+        If k leads alone, the difference is exactly 0. Otherwise the sum holds a leader's 1, beside which no digit is
+        lost.
+        """
+        return self.others + (self.leading - e_k)
 
 
 class Entropy(NamedTuple):
@@ -33,6 +61,22 @@ class Entropy(NamedTuple):
 
     of_e: jax.Array  # k / total
     gap: jax.Array  # E
+
+
+def sums_of(rows: Rows, logits_of: Elementwise, *operands: Any) -> Sums:
+    """The sums for the logits `logits_of(*operands)`; all but c wait for c alone, and for nothing else."""
+    shift = shift_of(rows, logits_of, *operands)
+
+    def other(shift: jax.Array, *operands: Any) -> jax.Array:
+        return cross_entropy.others(rows, logits_of(*operands), shift)
+
+    def leading(shift: jax.Array, *operands: Any) -> jax.Array:
+        return rows.leads(logits_of(*operands), shift)
+
+    def gap(shift: jax.Array, *operands: Any) -> jax.Array:
+        return gap_terms(logits_of(*operands), shift)
+
+    return Sums(shift, *(rows.alone(of, shift, *operands) for of in (other, leading, gap)))
 
 
 def gap_terms(l: jax.Array, shift: jax.Array) -> jax.Array:

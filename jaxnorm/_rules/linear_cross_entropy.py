@@ -143,9 +143,6 @@ def no_columns(options: LabelOptions, inputs: Inputs) -> Sums:
 
 def add_block(rows: Rows, options: LabelOptions, sums: Sums, block: Block) -> Sums:
     """One step of (2) to (4)."""
-    if options.logit_softcap is not None and (options.return_entropy or options.return_top):
-        # Else XLA might multiply by the cap and subtract c with one rounding, and no logit would equal c.
-        block = block._replace(logits=lax.optimization_barrier(block.logits))
     here = rows.largest(_itself, block.logits)
     moved = shifted(sums, lax.stop_gradient(jnp.maximum(sums.largest, here)))
     shift = finite(moved.largest)

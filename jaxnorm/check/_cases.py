@@ -134,7 +134,7 @@ def _softmax_cases() -> list[Case]:
     np.put_along_axis(mask, y[..., None], True, -1)
     dense, weights = np.abs(_normal(4, 5, 7, seed=1)), np.abs(_normal(7, seed=2)) + 0.1
     ignored = np.where(_mask(4, 5, seed=3), y, -100)
-    integer = "softmax_cross_entropy_with_integer_labels"
+    integer, both = "softmax_cross_entropy_with_integer_labels", {"return_lse": True, "return_entropy": True}
     return [
         Case("softmax", "last axis", {"x": x}, rounded_residuals=True),
         Case("softmax", "first axis", {"x": x}, {"axis": 0}, rounded_residuals=True),
@@ -157,6 +157,7 @@ def _softmax_cases() -> list[Case]:
         Case(integer, "plain", {"logits": x, "labels": y}),
         Case(integer, "first axis", {"logits": x, "labels": _labels(5, 7, classes=4)}, {"axis": 0}),
         Case(integer, "lse", {"logits": x, "labels": y}, {"return_lse": True}),
+        Case(integer, "entropy", {"logits": x, "labels": y}, {"return_entropy": True}),
         Case(integer, "ignored", {"logits": x, "labels": ignored}, {"ignore_index": -100, "return_lse": True}),
         Case(integer, "smoothed", {"logits": x, "labels": y}, {"label_smoothing": 0.1}),
         Case(integer, "weighted", {"logits": x, "labels": y, "class_weights": weights}),
@@ -166,13 +167,13 @@ def _softmax_cases() -> list[Case]:
             integer,
             "everything",
             {"logits": x, "labels": ignored, "where": mask, "class_weights": weights},
-            {"ignore_index": -100, "label_smoothing": 0.3, "logit_softcap": 5.0, "return_lse": True},
+            {"ignore_index": -100, "label_smoothing": 0.3, "logit_softcap": 5.0, **both},
         ),
         Case(
             integer,
             "everything, middle axis",
             {"logits": x, "labels": _labels(4, 7, classes=5), "class_weights": weights[:5]},
-            {"axis": 1, "label_smoothing": 0.3, "logit_softcap": 5.0, "return_lse": True},
+            {"axis": 1, "label_smoothing": 0.3, "logit_softcap": 5.0, **both},
         ),
         Case("multiclass_svm_loss", "plain", {"scores": x, "labels": y}),
         Case("multiclass_svm_loss", "squared", {"scores": x, "labels": y}, {"power": 2, "margin": 0.5}),

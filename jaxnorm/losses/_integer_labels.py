@@ -1,9 +1,7 @@
 """Softmax cross-entropy with integer labels, on the rule in `jaxnorm._rules.cross_entropy`."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +18,30 @@ from jaxnorm._arguments import (
     static_int,
     static_softcap,
 )
-from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, varying_like
-from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
+from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
+from jaxnorm._lower.rows import OnePass, Rows
 from jaxnorm._rules import cross_entropy as rule
-from jaxnorm._rules.classes import class_index, is_label, mask_view, masked, per_class, pick, widened
+from jaxnorm._rules import entropy
+from jaxnorm._rules.classes import is_label
 from jaxnorm._rules.cross_entropy import LabelOptions
 from jaxnorm._sharding import spec_of, with_shardings
+from jaxnorm.losses._integer_rows import (
+    Arguments,
+    Options,
+    arguments_of,
+    capped_logits,
+    centred_of,
+    row_of,
+    sums_of,
+    weights_of,
+    where_fits,
+)
 
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The static side of a cross-entropy with integer labels."""
-
-    axis: int
-    loss: LabelOptions
+Results = tuple[jax.Array, jax.Array, jax.Array | None]  # loss, lse, entropy
 
 
 class Residuals(NamedTuple):
-    """What is kept for the backward pass: the inputs and two numbers per row."""
+    """What is kept for the backward pass: the inputs and two or three numbers per row."""
 
     logits: jax.Array  # the input, as it came
     labels: jax.Array  # the input, as it came: the logits' shape without the class axis
@@ -47,6 +49,16 @@ class Residuals(NamedTuple):
     class_weights: jax.Array | None  # the parameter itself, (C,)
     shift: jax.Array  # c, per row, float32 or float64: e_j comes back from it and the logits
     others: jax.Array  # S, per row, float32 or float64: total is it and the label's e_y, and (8) takes it alone
+    gap: jax.Array | None  # E of the entropy, per row, float32 or float64, where that is returned
+
+
+class OtherOptions(TypedDict, total=False):
+    """The keyword arguments on which the type of the result does not depend."""
+
+    ignore_index: int | None
+    label_smoothing: float
+    class_weights: ArrayLike | None
+    logit_softcap: float | None
 
 
 @overload
@@ -56,11 +68,9 @@ def softmax_cross_entropy_with_integer_labels(
     axis: int = ...,
     where: ArrayLike | None = ...,
     *,
-    ignore_index: int | None = ...,
-    label_smoothing: float = ...,
-    class_weights: ArrayLike | None = ...,
-    logit_softcap: float | None = ...,
     return_lse: Literal[False] = ...,
+    return_entropy: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
 ) -> jax.Array: ...
 @overload
 def softmax_cross_entropy_with_integer_labels(
@@ -69,12 +79,32 @@ def softmax_cross_entropy_with_integer_labels(
     axis: int = ...,
     where: ArrayLike | None = ...,
     *,
-    ignore_index: int | None = ...,
-    label_smoothing: float = ...,
-    class_weights: ArrayLike | None = ...,
-    logit_softcap: float | None = ...,
-    return_lse: Literal[True],
+    return_lse: Literal[False] = ...,
+    return_entropy: Literal[True],
+    **options: Unpack[OtherOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = ...,
+    where: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[False] = ...,
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def softmax_cross_entropy_with_integer_labels(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = ...,
+    where: ArrayLike | None = ...,
+    *,
+    return_lse: Literal[True],
+    return_entropy: Literal[True],
+    **options: Unpack[OtherOptions],
+) -> tuple[jax.Array, jax.Array, jax.Array]: ...
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -86,7 +116,8 @@ def softmax_cross_entropy_with_integer_labels(
     class_weights: ArrayLike | None = None,
     logit_softcap: float | None = None,
     return_lse: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+    return_entropy: bool = False,
+) -> jax.Array | tuple[jax.Array, ...]:
     """Softmax cross-entropy with integer labels: `-log_softmax(logits)[label]`.
 
     Args:
@@ -101,15 +132,19 @@ def softmax_cross_entropy_with_integer_labels(
       class_weights: float array of shape `(C,)`, as in PyTorch's `cross_entropy(reduction="none")`; differentiable.
       logit_softcap: t > 0 takes `t * tanh(logits / t)` for the logits; static.
       return_lse: also return the log-sum-exp of each row; static.
+      return_entropy: also return the entropy of each row's prediction, `lse - sum(p * logits)`; static.
 
     Returns:
-      The loss, of the shape of `labels`, in the dtype of `logits` (float32 for 16-bit logits); with `return_lse` a pair
-      of it and the log-sum-exp, alike, so that the z-loss is `loss + k * lse**2`.
+      The loss, of the shape of `labels`, in the dtype of `logits` (float32 for 16-bit logits), or a tuple of it and
+      what was asked for, alike: the log-sum-exp, so that the z-loss is `loss + k * lse**2`, and the entropy. These are
+      the prediction's, whatever the label, with mask and soft cap and without weights and smoothing. The entropy is
+      never negative, and 0 for a row without classes.
 
     Gradient:
       `g * (softmax(logits) - one_hot(label))`, in the dtype of `logits`; the label's own entry as minus the sum of the
-      others, which keeps its relative precision when the prediction is confident. Kept for it: the inputs and two
-      numbers per row.
+      others, which keeps its relative precision when the prediction is confident. The entropy adds
+      `-p * (logits - lse + entropy)` times its own g. Kept for it: the inputs and two numbers per row, with the entropy
+      three.
 
     Raises:
       TypeError: `logits` is not floating-point, `labels` not integer, or `where` not boolean.
@@ -123,6 +158,9 @@ def softmax_cross_entropy_with_integer_labels(
       >>> loss = jn.softmax_cross_entropy_with_integer_labels(logits, labels, ignore_index=-1)
       >>> print(f"{loss[0]:.2e} {loss[1]:.2e}")
       4.25e-18 0.00e+00
+      >>> _, entropy = jn.softmax_cross_entropy_with_integer_labels(logits, jnp.array([1, 1]), return_entropy=True)
+      >>> print(f"{entropy[0]:.2e} {entropy[1]:.4f}")
+      1.74e-16 0.6931
 
     References:
       Goodfellow, Bengio and Courville 2016, "Deep Learning", section 6.2.2; Szegedy et al. 2016,
@@ -135,14 +173,16 @@ def softmax_cross_entropy_with_integer_labels(
         None if ignore_index is None else static_int("ignore_index", ignore_index),
         static_softcap(logit_softcap),
         static_bool("return_lse", return_lse),
+        static_bool("return_entropy", return_entropy),
     )
     labels = as_labels(labels, logits.shape, axis, "logits")
     where = as_mask(where, logits.shape, "logits")
     weights = as_class_weights(class_weights, logits.shape[axis])
     of_arrays = functools.partial(_cross_entropy, Options(axis, label_options))
     spec = spec_of(logits, without=[axis])
-    results: tuple[jax.Array, jax.Array] = with_shardings(of_arrays, spec, logits, labels, where, weights)
-    return results if return_lse else results[0]
+    loss, lse, entropy = with_shardings(of_arrays, spec, logits, labels, where, weights)
+    wanted = [other for other, asked in ((lse, return_lse), (entropy, return_entropy)) if asked]
+    return (loss, *wanted) if wanted else loss
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -152,7 +192,7 @@ def _cross_entropy(
     labels: jax.Array,
     where: jax.Array | None,
     class_weights: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> Results:
     return _cross_entropy_fwd(options, logits, labels, where, class_weights)[0]
 
 
@@ -162,147 +202,72 @@ def _cross_entropy_fwd(
     labels: jax.Array,
     where: jax.Array | None,
     class_weights: jax.Array | None,
-) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
-    def with_sums(args: Arguments) -> tuple[jax.Array, ...]:
-        rows, logits_of = Rows((options.axis,)), functools.partial(_logits, options, args.dtype)
-        index = class_index(args.labels.dtype, logits.shape, options.axis)
-        shift, others = rule.label_sums(rows, logits_of, index, args.labels, args.logits, args.mask)
-        row, smooth = _row(options, args, shift, others), shift
+) -> tuple[Results, Residuals]:
+    def with_sums(args: Arguments) -> tuple[jax.Array | None, ...]:
+        rows, logits_of = Rows((options.axis,)), functools.partial(capped_logits, options, args.dtype)
+        shift, others, *of_entropy = sums_of(options, rows, logits_of, args)
+        row, smooth = row_of(options, args, shift, others), shift
 
         def smooth_of(weights: jax.Array, shift: jax.Array, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
             return rule.smooth_terms(weights, shift, logits_of(logits, mask), mask)
 
         if options.loss.label_smoothing:
-            weights = row.smoothing.uniform * _weights(options, args)
+            weights = row.smoothing.uniform * weights_of(options, args)
             smooth = rows.total(smooth_of, weights, shift, args.logits, args.mask)
-        return *rule.losses(options.loss, row, smooth), shift, others
+        return *rule.losses(options.loss, row, smooth), shift, others, *of_entropy
 
-    def without_sums(args: Arguments) -> tuple[jax.Array, ...]:
-        centred, row = _centred(options, args)
+    def without_sums(args: Arguments) -> tuple[jax.Array | None, ...]:
+        centred, row = centred_of(options, args)
         smooth = row.shift
         if options.loss.label_smoothing:
-            weights = row.smoothing.uniform * _weights(options, args)
+            weights = row.smoothing.uniform * weights_of(options, args)
             smooth = OnePass((options.axis,)).total(rule.smooth_terms, weights, row.shift, centred.l, args.mask)
         loss, log_total = rule.losses(options.loss, row, smooth)
-        return loss, centred.shift + log_total, row.shift, row.shift
+        return loss, centred.shift + log_total, row.shift, row.shift, None, None
 
-    args = _arguments(options, logits, labels, where, class_weights)
-    loss, lse, shift, others = _where_rows_fit(options, without_sums, with_sums, args)
-    loss, lse = (cast(jnp.squeeze(value, options.axis), compute_dtype(logits)) for value in (loss, lse))
-    return (loss, lse), Residuals(logits, labels, where, class_weights, shift, others)
+    args = arguments_of(options, logits, labels, where, class_weights)
+    *results, shift, others, gap, of_prediction = where_fits(options, without_sums, with_sums, args)
+    of_rows = functools.partial(jnp.squeeze, axis=options.axis)
+    loss, lse, of_prediction = (
+        None if result is None else cast(of_rows(result), compute_dtype(logits)) for result in (*results, of_prediction)
+    )
+    return (loss, lse, of_prediction), Residuals(logits, labels, where, class_weights, shift, others, gap)
 
 
 def _cross_entropy_bwd(
-    options: Options, residuals: Residuals, cotangents: tuple[jax.Array, jax.Array]
+    options: Options, residuals: Residuals, cotangents: Results
 ) -> tuple[jax.Array, None, None, jax.Array | None]:
     logits, dtype = residuals.logits, residuals.shift.dtype
 
-    def of_row(args: Arguments, row: rule.Row, l: jax.Array, own: jax.Array, g: jax.Array, h: jax.Array) -> jax.Array:
-        factors, e = rule.factors_of(options.loss, row, g, h), rule.exponentials(l, row.shift, own)
-        weights, uncapped = _weights(options, args), cast(args.logits, dtype)
-        return rule.dlogits(options.loss, row, factors, e, own, weights, uncapped, args.mask)
+    def of_row(args: Arguments, row: rule.Row, l: jax.Array, own: jax.Array, g: Any, more: Any = None) -> jax.Array:
+        factors, e = rule.factors_of(options.loss, row, *g[:2]), rule.exponentials(l, row.shift, own)
+        weights, uncapped = weights_of(options, args), cast(args.logits, dtype)
+        return rule.dlogits(options.loss, row, factors, e, own, weights, uncapped, args.mask, more)
 
     def with_sums(
-        args: Arguments, g: jax.Array, h: jax.Array, shift: jax.Array, others: jax.Array
+        args: Arguments, g: Any, shift: jax.Array, others: jax.Array, gap: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        row, l = _row(options, args, shift, others), _logits(options, dtype, args.logits, args.mask)
-        own, terms = is_label(args.labels, logits.shape, options.axis), None
+        row, l = row_of(options, args, shift, others), capped_logits(options, dtype, args.logits, args.mask)
+        own, terms, more = is_label(args.labels, logits.shape, options.axis), None, None
         if args.class_weights is not None:
-            terms = rule.dweights(options.loss, row, g, own, l, args.mask)
-        return of_row(args, row, l, own, g, h), terms
+            terms = rule.dweights(options.loss, row, g[0], own, l, args.mask)
+        if gap is not None:
+            factors = entropy.entropy_factors(row.others + row.e_y, gap, g[2])
+            more = entropy.dlogits(factors, jnp.exp(l - shift), l, shift)
+        return of_row(args, row, l, own, g, more), terms
 
-    def without_sums(args: Arguments, g: jax.Array, h: jax.Array, *_: jax.Array) -> tuple[jax.Array, None]:
-        centred, row = _centred(options, args)
-        return of_row(args, row, centred.l, centred.own, g, h), None
+    def without_sums(args: Arguments, g: Any, *_: Any) -> tuple[jax.Array, None]:
+        centred, row = centred_of(options, args)
+        return of_row(args, row, centred.l, centred.own, g), None
 
-    args = _arguments(options, logits, residuals.labels, residuals.where, residuals.class_weights)
-    g, h = (jnp.expand_dims(cast(cotangent, dtype), options.axis) for cotangent in cotangents)
-    operands = args, g, h, residuals.shift, residuals.others
-    dlogits, terms = _where_rows_fit(options, without_sums, with_sums, *operands, again=True)
+    args = arguments_of(options, logits, residuals.labels, residuals.where, residuals.class_weights)
+    g = jax.tree.map(lambda g: jnp.expand_dims(cast(g, dtype), options.axis), cotangents)
+    operands = args, g, residuals.shift, residuals.others, residuals.gap
+    dlogits, terms = where_fits(options, without_sums, with_sums, *operands, again=True)
     dweights = None
     if residuals.class_weights is not None and terms is not None:
-        dweights = cotangent_for(residuals.class_weights, terms, _weights(options, args).shape)
+        dweights = cotangent_for(residuals.class_weights, terms, weights_of(options, args).shape)
     return cotangent_for(logits, dlogits), None, None, dweights
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
-
-
-class Arguments(NamedTuple):
-    """The arguments at the rank of the logits."""
-
-    logits: jax.Array  # as they came
-    labels: jax.Array  # in a dtype that holds every class; the class axis has size 1
-    mask: jax.Array | None
-    class_weights: jax.Array | None  # as they came, (C,)
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype to compute in."""
-        return compute_dtype(self.logits, self.class_weights)
-
-
-class Centred(NamedTuple):
-    """The logits of each row less the largest, for sums of which the results wait in one pass over the row."""
-
-    shift: jax.Array  # c, the lowest finite number for a row without classes
-    l: jax.Array  # l - c
-    own: jax.Array  # [j = y]
-
-
-def _arguments(options: Options, logits: Any, labels: Any, where: Any, class_weights: Any) -> Arguments:
-    labels = widened(jnp.expand_dims(labels, options.axis))
-    return Arguments(logits, labels, mask_view(where, logits.ndim), class_weights)
-
-
-def _where_rows_fit(
-    options: Options, fitting: Callable[..., T], otherwise: Callable[..., T], args: Arguments, *others: Any, **kw: bool
-) -> T:
-    """`where_rows_fit`, but for a cap, whose tanh XLA's GPU backend writes out, and weights, whose gradient takes c."""
-    if options.loss.logit_softcap is not None or args.class_weights is not None:
-        return otherwise(args, *others)
-    return where_rows_fit((options.axis,), fitting, otherwise, args, *others, **kw)
-
-
-def _logits(options: Options, dtype: Any, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """l: the logits in the compute dtype, capped, with -inf where masked."""
-    return masked(rule.softcapped(options.loss, cast(logits, dtype)), mask)
-
-
-def _weights(options: Options, args: Arguments) -> jax.Array:
-    """w along the class axis, or 1 if there are none."""
-    ndim = args.logits.ndim
-    if args.class_weights is None:
-        return jnp.ones((1,) * ndim, args.dtype)
-    return per_class(cast(args.class_weights, args.dtype), ndim, options.axis)
-
-
-def _row(
-    options: Options, args: Arguments, shift: jax.Array, others: jax.Array, logit: jax.Array | None = None
-) -> rule.Row:
-    """The rule's terms of each row, from its sums; the label's logit is picked if it is not given."""
-    logits, labels, axis, is_masked = args.logits, args.labels, options.axis, None
-    if logit is None:
-        logit = rule.softcapped(options.loss, cast(pick(logits, labels, axis), shift.dtype))
-    if args.mask is not None:
-        is_masked = ~pick(jnp.broadcast_to(args.mask, logits.shape), labels, axis)
-        logit = jnp.where(is_masked, -jnp.inf, logit)
-    label = rule.label_of(options.loss, labels, logits.shape[axis], args.class_weights, is_masked, shift.dtype)
-    logit = jnp.where(label.valid, logit, -jnp.inf)
-    smoothing = rule.smoothing_of(options.loss, _weights(options, args), args.mask, logits.shape, axis)
-    return rule.Row(shift, others, logit, label, smoothing)
-
-
-def _centred(options: Options, args: Arguments) -> tuple[Centred, rule.Row]:
-    """l - c, and the terms of each row by it, so with 0 for c.
-
-    XLA's GPU backend computes a row in one kernel only if every sum is over l - c, the label's logit too.
-    """
-    rows, logits_of = OnePass((options.axis,)), functools.partial(_logits, options, args.dtype)
-    shift = rows.shift(logits_of, args.logits, args.mask)
-    l = logits_of(args.logits, args.mask) - shift
-    own = is_label(args.labels, args.logits.shape, options.axis)
-    others = rows.total(lambda l, own: rule.exponentials(l, 0.0, own), l, own)
-    logit = rows.total(lambda l, own: jnp.where(own, l, 0), l, own)
-    none = varying_like(jnp.zeros(others.shape, others.dtype), others)
-    return Centred(shift, l, own), _row(options, args, none, others, logit)

@@ -108,6 +108,7 @@ def softmax_cross_entropy_with_integer_labels(
     class_weights=None,
     logit_softcap=None,
     return_lse=False,
+    return_entropy=False,
 ):
     dtype, labels = _loss_dtype(logits), jnp.asarray(labels)
     logits, class_weights = compute(logits, class_weights)
@@ -125,8 +126,14 @@ def softmax_cross_entropy_with_integer_labels(
     spoilt = _unmasked(logits, where, 0) * jnp.where(invalid, jnp.nan, 1)  # so that the gradient is NaN too
     loss = jnp.where(jnp.squeeze(invalid, axis), jnp.nan + jnp.sum(spoilt, axis=axis), loss)
     loss = jnp.where(ignored, 0, loss)
-    loss, lse = loss.astype(dtype), jnp.squeeze(lse, axis).astype(dtype)
-    return (loss, lse) if return_lse else loss
+    others = [(return_lse, jnp.squeeze(lse, axis)), (return_entropy, _entropy(nll, axis))]
+    wanted = [other.astype(dtype) for is_wanted, other in others if is_wanted]
+    return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
+
+
+def _entropy(nll, axis):
+    nll, possible = jnp.where(nll == jnp.inf, 0, nll), nll != jnp.inf  # p log(p) is 0 for p = 0
+    return jnp.sum(jnp.where(possible, jnp.exp(-nll) * nll, 0), axis=axis)
 
 
 @split_like(_linear.linear_softmax_cross_entropy)
@@ -154,7 +161,7 @@ def linear_softmax_cross_entropy(
         logits = logits + jnp.broadcast_to(bias, logits.shape)
     if axis_name is not None:
         logits = lax.all_gather(logits, axis_name, axis=logits.ndim - 1, tiled=True)
-    loss, lse = softmax_cross_entropy_with_integer_labels(
+    loss, lse, entropy = softmax_cross_entropy_with_integer_labels(
         logits,
         labels,
         ignore_index=ignore_index,
@@ -162,18 +169,13 @@ def linear_softmax_cross_entropy(
         class_weights=class_weights,
         logit_softcap=logit_softcap,
         return_lse=True,
+        return_entropy=True,
     )
     logits = logits if logit_softcap is None else logit_softcap * jnp.tanh(logits / logit_softcap)
-    entropy, top = _entropy(logits).astype(dtype), jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy), (return_top, top)]
+    top = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    others = [(return_lse, lse.astype(dtype)), (return_entropy, entropy.astype(dtype)), (return_top, top)]
     wanted = [other for is_wanted, other in others if is_wanted]
     return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
-
-
-def _entropy(logits):
-    log_p, _ = _row_log_softmax(logits, -1, None)
-    log_p = jnp.where(log_p == -jnp.inf, 0, log_p)
-    return -jnp.sum(jnp.where(logits == -jnp.inf, 0, jnp.exp(log_p) * log_p), axis=-1)
 
 
 def linear_softmax_kl_divergence(

@@ -27,6 +27,7 @@ from jax.sharding import SingleDeviceSharding  # noqa: E402
 import jaxnorm as jn  # noqa: E402
 
 ROWS, IMAGES, LOGITS, SCORES = (8192, 4096), (64, 56, 56, 256), (8192, 32000), (4, 16, 1024, 1024)
+FEW_CLASSES = (65536, 1024)
 
 
 def batch_norm(x, scale, bias):
@@ -44,6 +45,8 @@ FUNCTIONS = {
     "attention": (jn.softmax, SCORES, 0),
     "log_softmax": (jn.log_softmax, LOGITS, 0),
     "cross_entropy": (jn.softmax_cross_entropy_with_integer_labels, LOGITS, None),
+    "cross_entropy_few": (jn.softmax_cross_entropy_with_integer_labels, FEW_CLASSES, None),
+    "svm": (jn.multiclass_svm_loss, FEW_CLASSES, None),
 }
 
 

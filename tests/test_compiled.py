@@ -26,6 +26,8 @@ PASSES = {
         "attention": (5, 2, 5, 2),
         "log_softmax": (7, 4, 7, 4),
         "cross_entropy": (4, 2, 4, 2),
+        "cross_entropy_few": (4, 2, 4, 2),
+        "svm": (3, 1, 3, 1),
     },
     "h100": {
         "layer": (6, 2, 6, 2),
@@ -37,6 +39,8 @@ PASSES = {
         "attention": (5, 2, 5, 2),
         "log_softmax": (7, 4, 7, 4),
         "cross_entropy": (4, 2, 4, 2),
+        "cross_entropy_few": (3, 1, 3, 1),
+        "svm": (2, 1, 2, 1),
     },
 }
 SAMPLED = 0.12  # a pivot reads a 32nd of x; parameters, statistics and their partial sums come to less than a 16th

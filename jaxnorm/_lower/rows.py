@@ -90,7 +90,7 @@ class Rows:
 
     @staticmethod
     def positive(terms: jax.Array) -> jax.Array:
-        """1 for a positive term and 0 for 0, in the terms' dtype; a NaN may stay one, as the terms' sum is NaN too.
+        """1 for a positive term and 0 for 0, in the terms' dtype; a NaN may stay one, since the terms' sum is NaN too.
 
         XLA's GPU backend would write the result of a comparison to memory if a sum and a pass both need it.
         """
@@ -253,8 +253,11 @@ class OnePass(Rows):
     def held(self, values: jax.Array) -> jax.Array:
         """`values`, all finite, which a sum over the row and the pass that waits for it then read from memory once.
 
-        XLA's GPU backend looks for two reductions, so this adds one, which changes nothing.
+        XLA's GPU backend looks for two reductions, so this adds one, which changes nothing. A row that no kernel holds
+        would be read once more for it.
         """
+        if self.axes != (values.ndim - 1,) or not at_most(values.shape[-1], ROW, unknown=False):
+            return values
 
         def twice_reduced(values: jax.Array) -> jax.Array:
             return values + 0 * self._maximum(lambda v: v, lax.stop_gradient(values))

@@ -22,7 +22,7 @@ from rich.table import Table
 from jaxnorm import reference
 from jaxnorm.check import prove
 
-MODULES = {"optax": "optax", "nn": "flax.linen", "hk": "haiku", "tokamax": "tokamax"}
+MODULES = {"optax": "optax", "nn": "flax.linen", "hk": "haiku"}
 PACKAGES = {"nn": "flax", "hk": "dm-haiku"}
 X, SCALE, BIAS = (np.random.default_rng(i).normal(size=size) for i, size in enumerate(((4, 6), 6, 6)))
 LABELS, P = np.array([0, 2, 5, 1]), np.full((4, 6), 1 / 6)

@@ -29,6 +29,11 @@ def over(cases: list[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[str(case).replace(" ", "_") for case in cases])
 
 
+def thorough(*values: Any) -> Any:
+    """A parameter of a test that `.ci/run` runs and the README's command leaves out."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
+
+
 def is_float(tree: Any) -> bool:
     return all(jnp.issubdtype(np.asarray(leaf).dtype, np.floating) for leaf in jax.tree.leaves(tree))
 

@@ -18,7 +18,7 @@ import jaxnorm as jn
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-# How a gradient is summed depends on where it is taken and on the types, hardly on the function: two of the four by default.
+# How a gradient is summed depends on where it is taken and on the types, hardly on the function: two by default.
 SHARD_MAPS = [(True, "inside"), (False, "outside"), thorough(True, "outside"), thorough(False, "inside")]
 
 

@@ -203,9 +203,9 @@ def _cross_entropy_fwd(
     where: jax.Array | None,
     class_weights: jax.Array | None,
 ) -> tuple[Results, Residuals]:
-    def with_sums(args: Arguments) -> tuple[jax.Array | None, ...]:
+    def with_sums(args: Arguments) -> tuple[Any, ...]:
         rows, logits_of = Rows((options.axis,)), functools.partial(capped_logits, options, args.dtype)
-        shift, others, *of_entropy = sums_of(options, rows, logits_of, args)
+        shift, others, gap, of_prediction = sums_of(options, rows, logits_of, args)
         row, smooth = row_of(options, args, shift, others), shift
 
         def smooth_of(weights: jax.Array, shift: jax.Array, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -214,22 +214,21 @@ def _cross_entropy_fwd(
         if options.loss.label_smoothing:
             weights = row.smoothing.uniform * weights_of(options, args)
             smooth = rows.total(smooth_of, weights, shift, args.logits, args.mask)
-        return *rule.losses(options.loss, row, smooth), shift, others, *of_entropy
+        return *rule.losses(options.loss, row, smooth), of_prediction, shift, others, gap
 
-    def without_sums(args: Arguments) -> tuple[jax.Array | None, ...]:
+    def without_sums(args: Arguments) -> tuple[Any, ...]:
         centred, row = centred_of(options, args)
         smooth = row.shift
         if options.loss.label_smoothing:
             weights = row.smoothing.uniform * weights_of(options, args)
             smooth = OnePass((options.axis,)).total(rule.smooth_terms, weights, row.shift, centred.l, args.mask)
         loss, log_total = rule.losses(options.loss, row, smooth)
-        return loss, centred.shift + log_total, row.shift, row.shift, None, None
+        return loss, centred.shift + log_total, None, row.shift, row.shift, None
 
     args = arguments_of(options, logits, labels, where, class_weights)
-    *results, shift, others, gap, of_prediction = where_fits(options, without_sums, with_sums, args)
-    of_rows = functools.partial(jnp.squeeze, axis=options.axis)
-    loss, lse, of_prediction = (
-        None if result is None else cast(of_rows(result), compute_dtype(logits)) for result in (*results, of_prediction)
+    *results, shift, others, gap = where_fits(options, without_sums, with_sums, args)
+    loss, lse, of_prediction = jax.tree.map(
+        lambda result: cast(jnp.squeeze(result, options.axis), compute_dtype(logits)), tuple(results)
     )
     return (loss, lse, of_prediction), Residuals(logits, labels, where, class_weights, shift, others, gap)
 

@@ -15,6 +15,7 @@ import bench_tables
 import jax
 import jax.numpy as jnp
 import pytest
+from support import thorough
 
 from jaxnorm._lower.convolution import forward, kernel_gradient
 
@@ -155,7 +156,7 @@ def conv_network(layers: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
     return layers.loss("head", layers.relu(layers.batch_norm("norm", x)).mean((1, 2)), labels, 10)
 
 
-@pytest.mark.parametrize("network, inputs", [(dense_network, "features"), (conv_network, "images")])
+@pytest.mark.parametrize("network, inputs", [(dense_network, "features"), thorough(conv_network, "images")])
 def test_memory_of_every_library(network: Any, inputs: str, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("flax")
     import bench_memory
@@ -202,6 +203,7 @@ def test_a_choice_of_each_kind_is_measured(kind: str):
     assert len(grid.rows[0]) == len(grid.columns)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("chosen", bench_choices.CHOICES, ids=lambda chosen: chosen.labels()["name"])
 def test_every_choice_matters_where_it_is_measured(chosen: bench_choices.Choice, monkeypatch: pytest.MonkeyPatch):
     called = []

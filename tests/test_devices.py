@@ -34,7 +34,7 @@ def test_batch_split_by_vmap_equals_one_device(index: int, taken: str):
     assert_close(by_vmap(problem(index), taken), problem(index).wanted)
 
 
-@pytest.mark.parametrize("split", ["batch", thorough("batch and space"), thorough("features"), "batch and features"])
+@pytest.mark.parametrize("split", [*map(thorough, ("batch", "batch and space", "features")), "batch and features"])
 @over_operations
 def test_automatic_sharding_equals_one_device(index: int, split: str):
     assert_close(by_jit(problem(index), split), problem(index).wanted)

@@ -72,6 +72,7 @@ def arguments(shapes: list[tuple[Any, ...]], batch: int) -> list[jax.Array]:
     return [jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_symbolic_batch(name):
     """Value and gradients."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from support import assert_close, normal, value_and_vjp
+from support import assert_close, normal, thorough, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
@@ -141,7 +141,7 @@ def test_out_sharding(spec):
     assert_close(jax.device_get(got), jax.device_get(wanted))
 
 
-@pytest.mark.parametrize("options", [{}, {"feature_group_count": 4, "strides": 2, "padding": "CIRCULAR"}])
+@pytest.mark.parametrize("options", [thorough({}), {"feature_group_count": 4, "strides": 2, "padding": "CIRCULAR"}])
 def test_flax_takes_it(options):
     """`Conv(conv_general_dilated=...)` of linen and nnx, against their own."""
     x, values = normal(2, 6, 6, 4), {}

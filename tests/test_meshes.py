@@ -10,7 +10,7 @@ from devices import collectives
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel import SHARED, Problem, gradients, over_operations, problem
-from support import assert_close, normal, random_like, value_and_vjp
+from support import assert_close, normal, random_like, thorough, value_and_vjp
 
 import jaxnorm as jn
 from jaxnorm import reference
@@ -57,6 +57,10 @@ def split(p: Problem, how: str) -> tuple[Any, Any, Any]:
     return of_data(p.data), of_parameters(p.parameters), of_data(p.others)
 
 
+TWO_AXES = ["batch and sequence", "batch and features"]
+BY_DEFAULT = [*TWO_AXES, "batch, parameters by rows"]  # of the ways above, those that say most
+
+
 def shardings(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.typeof(a).sharding, tree)
 
@@ -75,10 +79,7 @@ def check(function: Any, args: tuple[Any, Any, Any], cotangent: Any, wanted: Any
     assert shardings(got[1:]) == shardings(args[:2])
 
 
-@pytest.mark.parametrize(
-    "how",
-    [pytest.param(how, marks=pytest.mark.thorough if how in ("batch", "features") else ()) for how in SPLITS],
-)
+@pytest.mark.parametrize("how", [how if how in BY_DEFAULT else thorough(how) for how in SPLITS])
 @over_operations
 def test_explicit_axes_under_jit_equal_one_device(index: int, how: str):
     p = problem(index)
@@ -86,7 +87,7 @@ def test_explicit_axes_under_jit_equal_one_device(index: int, how: str):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["batch and sequence", "batch and features"])
+@pytest.mark.parametrize("how", TWO_AXES)
 @over_operations
 def test_twins_on_explicit_axes_equal_one_device(index: int, how: str):
     p = problem(index)

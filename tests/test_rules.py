@@ -11,6 +11,7 @@ from jaxnorm.check._library import check_case
 
 
 @pytest.mark.quick
+@pytest.mark.thorough  # test_rule says more, and takes longer
 @pytest.mark.usefixtures("quick_compilation")
 @over([case for case in CASES if case is next(c for c in CASES if c.name == case.name)])
 def test_first_case(case: Case):
@@ -44,7 +45,15 @@ def test_rule_in_other_dtypes(case: Case):
 def test_options(case: Case):
     """Of the same rules: what differs by option. A mask takes its own way through vmap."""
     masked = ["transforms"] if "where" in case.args else []
-    check_case(case, checks=["precision", *masked], dtypes=[jnp.bfloat16]).raise_if_failed()  # computed in float32
+    check_case(case, checks=["precision", *masked], dtypes=[]).raise_if_failed()
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("quick_compilation")
+@over([case for case in CASES if case not in CHOSEN])
+def test_options_in_bfloat16(case: Case):
+    """Which computes in float32."""
+    check_case(case, checks=["precision"], dtypes=[jnp.bfloat16]).raise_if_failed()
 
 
 @pytest.mark.thorough

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import train_digits
+from support import thorough
 from train_digits import Config, main, step_losses
 
 
@@ -23,7 +24,7 @@ def test_learns_digits_and_writes_the_picture(tmp_path: Path, capsys: pytest.Cap
         assert text in printed
 
 
-@pytest.mark.parametrize(("norm", "loss"), [("batch", "softmax"), ("layer", "svm")])
+@pytest.mark.parametrize(("norm", "loss"), [("batch", "softmax"), thorough("layer", "svm")])
 def test_hand_and_autodiff_rules_take_the_same_steps(norm: train_digits.Norm, loss: train_digits.Loss) -> None:
     hand = step_losses(Config(norm=norm, loss=loss, rules="hand"), 20)
     autodiff = step_losses(Config(norm=norm, loss=loss, rules="autodiff"), 20)

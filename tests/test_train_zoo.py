@@ -7,6 +7,7 @@ import pytest
 import train_zoo
 
 
+@pytest.mark.thorough
 def test_a_model_is_measured_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--models", "linen ConvNeXt", "--batch", "2", "--size", "8", "--seconds", "0.01", "--steps", "2"]
     (row,) = train_zoo.main([*arguments, "--output", str(tmp_path)])

@@ -117,6 +117,7 @@ def precision_rows(
     dtype = low.dtype.name
     exact = [np.asarray(a) for a in (*table[dtype][0], *table[dtype][2])]
     largest = max(float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) for a in exact)
+    digits = digits and all(isinstance(leaf, np.ndarray) for leaf in call.leaves)  # a key draws others in every dtype
     narrow = min((low.dtype, *call.rounds), key=lambda d: jnp.finfo(d).nmant)
     rough = float(jnp.finfo(narrow).eps)
     moved = (changes(dtype, kind, table) for kind in ("near", "noise"))

@@ -5,7 +5,9 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import pooling
 from jaxnorm.reference._arrays import compute
+from jaxnorm.reference._meshes import split_like
 
 
 def _entries(x, window, strides, padding, feature_axis):
@@ -33,6 +35,7 @@ def _entries(x, window, strides, padding, feature_axis):
     return jnp.where(are_in, entries, 0).reshape(shape), are_in.reshape(shape)
 
 
+@split_like(pooling.max_pool, gathers=True)  # padding of split rows that do not divide raises
 def max_pool(x, window, *, strides=None, padding="VALID", feature_axis=-1):
     entries, are_in = _entries(x, window, strides, padding, feature_axis)
     is_nan = are_in & jnp.isnan(entries)  # asked of each entry, since XLA's maximum of many may lose a NaN on a CPU
@@ -42,6 +45,7 @@ def max_pool(x, window, *, strides=None, padding="VALID", feature_axis=-1):
     return jnp.where(jnp.any(are_in, axis=-1), jnp.squeeze(winner, -1), -jnp.inf).astype(jnp.asarray(x).dtype)
 
 
+@split_like(pooling.avg_pool, gathers=True)
 def avg_pool(x, window, *, strides=None, padding="VALID", feature_axis=-1, count_include_pad=True):
     entries, are_in = _entries(x, window, strides, padding, feature_axis)
     count = jnp.sum(are_in, axis=-1, dtype=entries.dtype)

@@ -14,7 +14,7 @@ import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import prove
 
-MESH = jax.sharding.AbstractMesh((2, 2), ("data", "model"))
+MESH = jax.sharding.AbstractMesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 X, SCALE, BIAS = normal(4, 3), normal(3, seed=1), normal(3, seed=2)
 
 

@@ -335,11 +335,7 @@ def dweights(
 def softcapped(options: LabelOptions, logits: jax.Array) -> jax.Array:
     """The logits of (10), if there is a cap."""
     cap = options.logit_softcap
-    if cap is None:
-        return logits
-    capped = cap * jnp.tanh(logits / cap)
-    # Else XLA might multiply by the cap and subtract c with one rounding, and no logit would equal c.
-    return jnp.minimum(capped, cap) if options.return_entropy or options.return_top else capped
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def softcap_slope(cap: float, logits: jax.Array) -> jax.Array:

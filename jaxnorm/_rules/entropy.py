@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnorm._rules import cross_entropy
 from jaxnorm._rules.classes import times
@@ -61,6 +62,19 @@ class Entropy(NamedTuple):
 
     of_e: jax.Array  # k / total
     gap: jax.Array  # E
+
+
+def capped_once(options: cross_entropy.LabelOptions, logits: jax.Array) -> jax.Array:
+    """Logits after the cap, the same for all passes that look for the leaders, those that equal c.
+
+    XLA could compute tanh in each pass, by other digits: hence the barrier. Where it sees through the barrier, it could
+    multiply by the cap and subtract c with one rounding: hence the minimum, which changes no logit. Either way no logit
+    would equal c.
+    """
+    cap = options.logit_softcap
+    if cap is None or not (options.return_entropy or options.return_top):
+        return logits
+    return lax.optimization_barrier(jnp.minimum(logits, cap))
 
 
 def sums_of(rows: Rows, logits_of: Elementwise, *operands: Any) -> Sums:

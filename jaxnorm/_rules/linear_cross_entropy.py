@@ -143,6 +143,7 @@ def no_columns(options: LabelOptions, inputs: Inputs) -> Sums:
 
 def add_block(rows: Rows, options: LabelOptions, sums: Sums, block: Block) -> Sums:
     """One step of (2) to (4)."""
+    block = block._replace(logits=entropy.capped_once(options, block.logits))
     here = rows.largest(_itself, block.logits)
     moved = shifted(sums, lax.stop_gradient(jnp.maximum(sums.largest, here)))
     shift = finite(moved.largest)

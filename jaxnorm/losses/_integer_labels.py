@@ -30,6 +30,7 @@ from jaxnorm.losses._integer_rows import (
     Options,
     arguments_of,
     capped_logits,
+    capped_once,
     centred_of,
     row_of,
     sums_of,
@@ -204,9 +205,10 @@ def _cross_entropy_fwd(
     class_weights: jax.Array | None,
 ) -> tuple[Results, Residuals]:
     def with_sums(args: Arguments) -> tuple[Any, ...]:
-        rows, logits_of = Rows((options.axis,)), functools.partial(capped_logits, options, args.dtype)
-        shift, others, gap, of_prediction = sums_of(options, rows, logits_of, args)
-        row, smooth = row_of(options, args, shift, others), shift
+        once, args = capped_once(options, args)
+        rows, logits_of = Rows((options.axis,)), functools.partial(capped_logits, once, args.dtype)
+        shift, others, gap, of_prediction = sums_of(once, rows, logits_of, args)
+        row, smooth = row_of(once, args, shift, others), shift
 
         def smooth_of(weights: jax.Array, shift: jax.Array, logits: jax.Array, mask: jax.Array | None) -> jax.Array:
             return rule.smooth_terms(weights, shift, logits_of(logits, mask), mask)
@@ -246,7 +248,8 @@ def _cross_entropy_bwd(
     def with_sums(
         args: Arguments, g: Any, shift: jax.Array, others: jax.Array, gap: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None]:
-        row, l = row_of(options, args, shift, others), capped_logits(options, dtype, args.logits, args.mask)
+        once, capped = capped_once(options, args)
+        row, l = row_of(once, capped, shift, others), capped_logits(once, dtype, capped.logits, args.mask)
         own, terms, more = is_label(args.labels, logits.shape, options.axis), None, None
         if args.class_weights is not None:
             terms = rule.dweights(options.loss, row, g[0], own, l, args.mask)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxnorm._cotangents import cast, compute_dtype, varying_like
 from jaxnorm._lower.rows import OnePass, Rows, where_rows_fit
@@ -66,16 +65,22 @@ def where_fits(
     return where_rows_fit((options.axis,), fitting, otherwise, args, *others, **kw)
 
 
+def capped_once(options: Options, args: Arguments) -> tuple[Options, Arguments]:
+    """The loss of logits that are capped already, if it has a cap and all passes must know the leaders."""
+    if options.loss.logit_softcap is None or not options.loss.return_entropy:
+        return options, args
+    l = entropy.capped_once(options.loss, rule.softcapped(options.loss, cast(args.logits, args.dtype)))
+    without_cap = dataclasses.replace(options, loss=dataclasses.replace(options.loss, logit_softcap=None))
+    return without_cap, args._replace(logits=l)
+
+
 def sums_of(
     options: Options, rows: Rows, logits_of: rule.Elementwise, args: Arguments
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """What is kept, c, S and E, and the entropy; E and the entropy only if this is asked for."""
     if options.loss.return_entropy:
-        l = logits_of(args.logits, args.mask)
-        if options.loss.logit_softcap is not None:
-            l = lax.optimization_barrier(l)  # tanh may differ by its last digit from pass to pass, and no logit equal c
-        sums = entropy.sums_of(rows, lambda l: l, l)
-        e_y = row_of(options, args, sums.shift, sums.others, pick(l, args.labels, options.axis)).e_y
+        sums = entropy.sums_of(rows, logits_of, args.logits, args.mask)
+        e_y = row_of(options, args, sums.shift, sums.others).e_y
         return sums.shift, sums.without(e_y), sums.gap, sums.entropy
     index = class_index(args.labels.dtype, args.logits.shape, options.axis)
     return *rule.label_sums(rows, logits_of, index, args.labels, args.logits, args.mask), None, None

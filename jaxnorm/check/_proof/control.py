@@ -68,6 +68,8 @@ def _apply(m: Machine, name: str, equation: Any, values: list[Value]) -> list[Va
 def literal(m: Machine, value: Any, aval: Any) -> Value:
     """A constant of a program."""
     dtype = aval.dtype
+    if dtype == jax.dtypes.float0:  # the cotangent of an integer, which is 0
+        return m.exact(np.zeros(aval.shape, bool))
     if jnp.issubdtype(dtype, jax.dtypes.prng_key) or np.dtype(dtype).kind == "c":
         raise Undecided(f"a constant of dtype {dtype}")
     array = np.asarray(value)

@@ -10,20 +10,17 @@ The rows on a mesh need eight devices: XLA_FLAGS=--xla_force_host_platform_devic
 """
 
 import argparse
-import datetime
-import importlib
 import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import timed, writable
+from common import installed, setting_of, timed, writable
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
@@ -249,12 +246,7 @@ def names_in_code() -> dict[str, Any]:
     names: dict[str, Any] = {"jax": jax, "jnp": jnp, "np": np, "reference": reference, "check_vjp": check_vjp}
     names |= {"normal": normal, "integers": integers, "confident": confident, "check_mesh": check_mesh, "P": P}
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    for name, module in MODULES.items():
-        try:
-            names[name] = importlib.import_module(module)
-        except ImportError:
-            continue
-    return names
+    return names | installed(MODULES)
 
 
 def audit(subject: Subject, names: dict[str, Any]) -> tuple[str, float]:
@@ -298,13 +290,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 f"{row['name']}, {row['inputs']}:\n  {row['code']}", markup=False, highlight=False, soft_wrap=True
             )
     packages = [PACKAGES.get(name, name) for name in MODULES if name in names]
-    versions = {"jax": jax.__version__, **{package: version(package) for package in packages}}
-    console.print(", ".join(f"{package} {number}" for package, number in versions.items()))
+    setting = setting_of(packages)
+    console.print(", ".join(f"{package} {number}" for package, number in setting["versions"].items()))
     if len(chosen) < len(named):
         console.print(f"left out: {len(named) - len(chosen)} rows on a mesh of eight devices")
     if options.json:
-        setting = {"date": datetime.date.today().isoformat(), "device": jax.devices()[0].device_kind}
-        options.json.write_text(json.dumps({**setting, "versions": versions, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**setting, "rows": rows}, indent=1) + "\n")
     return rows
 
 

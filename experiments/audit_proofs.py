@@ -6,16 +6,14 @@ is left out. `experiments/audit.py` measures what rounding does to the same func
 """
 
 import argparse
-import importlib
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import writable
+from common import installed, setting_of, writable
 from rich.console import Console
 from rich.table import Table
 
@@ -53,17 +51,6 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def names_in_rows() -> dict[str, Any]:
-    """What the rows may use; modules that are not installed are missing."""
-    names: dict[str, Any] = {"jax": jax, "jnp": jnp, "reference": reference}
-    for name, module in MODULES.items():
-        try:
-            names[name] = importlib.import_module(module)
-        except ImportError:
-            continue
-    return names
-
-
 def decided(call: str, truth: str, arguments: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
     """A row of the table: the verdict, and what it is by."""
     fun, plain = (eval(f"lambda {', '.join(arguments)}: {code}", names) for code in (call, truth))
@@ -82,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose call holds this text")
     parser.add_argument("--json", type=writable, metavar="FILE", help="write the rows here")
     options = parser.parse_args(argv)
-    names = names_in_rows()
+    names = {"jax": jax, "jnp": jnp, "reference": reference, **installed(MODULES)}
     chosen = [row for row in ROWS if options.only in row[0] and row[0].split(".")[0] in names]
     if not chosen:
         parser.error(f"argument --only: no row of the installed libraries holds {options.only!r}")
@@ -91,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for row in rows:
         table.add_row(*(str(cell).replace("[", "\\[") for cell in row.values()))
     console.print(table)
-    packages = [PACKAGES.get(name, name) for name in MODULES if name in names]
-    console.print(", ".join(f"{package} {version(package)}" for package in ("jax", *packages)))
+    setting = setting_of(PACKAGES.get(name, name) for name in MODULES if name in names)
+    console.print(", ".join(f"{package} {number}" for package, number in setting["versions"].items()))
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(json.dumps({**setting, "rows": rows}, indent=1) + "\n")
     return rows
 
 

@@ -1,9 +1,12 @@
-"""What the training scripts share: a clock and the types of their command lines."""
+"""What the scripts share: a clock, the libraries that are installed, and the types of their command lines."""
 
 import argparse
+import datetime
+import importlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,25 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     value = jax.block_until_ready(call())
     return value, time.perf_counter() - start
+
+
+def installed(modules: Mapping[str, str]) -> dict[str, Any]:
+    """Of modules by the names that rows give them those that are installed."""
+    found = {}
+    for name, module in modules.items():
+        try:
+            found[name] = importlib.import_module(module)
+        except ImportError:
+            continue
+    return found
+
+
+def setting_of(packages: Iterable[str]) -> dict[str, Any]:
+    """What stands beside the rows of an audit: the day, the device and the versions of jax and of these packages."""
+    import jax
+
+    versions = {package: version(package) for package in ("jax", *packages)}
+    return {"date": datetime.date.today().isoformat(), "device": jax.devices()[0].device_kind, "versions": versions}
 
 
 def positive_int(text: str) -> int:

@@ -57,3 +57,24 @@ def assert_close(got: Any, wanted: Any, tolerance: float = 1e-10) -> None:
         g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
         largest = np.max(np.abs(w), initial=0.0, where=np.isfinite(w))
         np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance * max(largest, 1e-3))
+
+
+def assert_confident(
+    entropy: Callable[..., Any], classes: int, lead: float, cap: float | None, label: int, rounding: float
+) -> None:
+    """A row whose class 1 leads: the entropy, its gradient, and the label's loss against NumPy's own doubles.
+
+    `entropy` takes the row, and returns the entropy and the loss.
+    """
+    row = -np.random.default_rng(0).random(classes) * 3
+    row[1] = row.max() + lead
+    logits = jnp.asarray(row, jnp.float32)
+    z = np.asarray(logits, np.float64)
+    l, slope = (z, 1.0) if cap is None else (cap * np.tanh(z / cap), 1 - np.tanh(z / cap) ** 2)
+    gap, e = l[1] - l, np.exp(l - l[1])
+    others = np.delete(e, 1).sum()
+    mean = (e * gap).sum() / (1 + others)
+    (value, loss), gradient = jax.jit(jax.value_and_grad(entropy, has_aux=True))(logits)
+    np.testing.assert_allclose(value, np.log1p(others) + mean, rtol=rounding)
+    np.testing.assert_allclose(gradient, slope * e / (1 + others) * (gap - mean), rtol=max(rounding, 3e-5))
+    np.testing.assert_allclose(loss, np.log1p(others) + gap[label], rtol=rounding)

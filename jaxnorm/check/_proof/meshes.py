@@ -46,7 +46,7 @@ def _on_every_device(body: Any, axes: Axes) -> core.ClosedJaxpr:
     blocks = [jax.ShapeDtypeStruct(sizes + v.aval.shape, v.aval.dtype) for v in body.invars]
     try:
         return jax.make_jaxpr(of)(*blocks)
-    except (NotImplementedError, TypeError, ValueError) as error:
+    except (NotImplementedError, TypeError, ValueError) as error:  # of `vmap`: an operation without a rule for it
         raise Undecided(f"shard_map, whose body has no simulation: {str(error).splitlines()[0]}") from None
 
 

@@ -188,3 +188,10 @@ def test_rule_makes_parameters():
     mark = rule(jn.relu, over={"a": (normal(3),)}, reference=jn.reference.relu, checks=())
     (parameter,) = mark.mark.args[1]
     assert parameter.id == "a" and parameter.values[0].run().ok
+
+
+def test_a_fault_beyond_ordinary_numbers():
+    """A wrong branch that numbers about 0 and large means do not reach."""
+    rule = custom(lambda x: x * x, lambda x: (x * x, x), lambda x, g: (jnp.where(x < -5, x, 2 * x) * g,))
+    report = search(rule, strategies.arrays(dims=[1]), reference=lambda x: x * x)
+    assert not report.ok and "np.array([-" in report.code

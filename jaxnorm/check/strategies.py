@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 SIZES = (1, 2, 3, 5, 8, 0)
-KINDS = ("ties", "normal", "constant", "large mean", "tiny")  # the plainest first; "infinite" for whoever asks
+KINDS = ("ties", "normal", "wide", "constant", "large mean", "tiny")  # the plainest first; "infinite" for whoever asks
 _EXTRA = ("infinite",)
 
 __all__ = ["arrays", "classification", "convolution", "labels", "masks", "normalization"]
@@ -32,8 +32,8 @@ def arrays(
       dims: how many axes a drawn shape has, the plainest first.
       sizes: of each axis of a drawn shape, the plainest first.
       dtypes: of the arrays, the plainest first. In a 16- or 32-bit one, `search` judges low precision too.
-      kinds: of the values, the plainest first: `ties` (small integers), `normal`, `constant`, `large mean` (1e4 with a
-        spread of 1), `tiny` (around 1e-4), `infinite` (some -inf).
+      kinds: of the values, the plainest first: `ties` (small integers), `normal`, `wide` (either sign, sizes from 0.1
+        to 100), `constant`, `large mean` (1e4 with a spread of 1), `tiny` (around 1e-4), `infinite` (some -inf).
 
     Returns:
       A hypothesis strategy of NumPy arrays.
@@ -204,6 +204,7 @@ def _values(shape: tuple[int, ...], kind: str, seed: int, dtype: Any) -> np.ndar
     values = {
         "ties": lambda: rng.integers(-2, 3, shape).astype(float),
         "normal": lambda: plain,
+        "wide": lambda: np.round(rng.choice([-1, 1], shape) * 10 ** rng.uniform(-1, 2, shape), 2),
         "constant": lambda: np.full(shape, 1.5),
         "large mean": lambda: 1e4 + plain,
         "tiny": lambda: 1e-4 * plain,

@@ -48,9 +48,9 @@ def visit_block(self, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def write_font(app: Sphinx, _: Exception | None) -> None:
-    """Puts the typeface beside the style sheet."""
-    if app.builder.format == "html":
+def write_font(app: Sphinx, error: Exception | None) -> None:
+    """Puts the typeface beside the style sheet, of pages that could be built."""
+    if error is None and app.builder.format == "html":
         font = TTFont(BytesIO((files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf").read_bytes()))
         font.flavor = "woff"  # compressed
         font.save(Path(app.outdir) / "_static" / "STIXTwoMath.woff")

@@ -104,9 +104,8 @@ def test_the_message_of_a_rounded_residual_names_the_option():
         assert not found.ok and all("rounded_residuals=True" in failure for failure in found.failures), found
     option = {"reference": jnp.sin, "rounded_residuals": True, "dtypes": [jnp.float32]}
     assert check_vjp(keeps(jnp.bfloat16), x, **option).ok
-    assert not check_vjp(
-        custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (1.1 * jnp.cos(x) * g,)), x, **option
-    ).ok
+    wrong = custom(jnp.sin, lambda x: (jnp.sin(x), x), lambda x, g: (1.1 * jnp.cos(x) * g,))
+    assert check_vjp(wrong, x, **option).failures[0].startswith("cotangent: x at")
 
 
 def test_only_what_every_element_says_is_said():
@@ -207,9 +206,8 @@ def scaled_plain(x, w):
 )
 def test_a_wrong_tangent_rule_is_rejected(wrong: str, failure: str):
     found = check_jvp(product(wrong), normal(4, 3), normal(3), reference=scaled_plain).failures
-    assert any(f.startswith(failure) for f in found), found
+    assert found[0].startswith(failure), found
     if wrong in ("term", "factor"):
-        assert found[0].startswith(failure)
         alone = check_jvp(product(wrong), normal(4, 3), normal(3), checks=["differences"]).failures
         assert alone and all(f.startswith("differences: ") for f in alone)
 

@@ -31,6 +31,8 @@ FEW_OUTPUTS, SHIFTED_INPUTS_OF_FEW_OUTPUTS = 16, 8
 def _convolve_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Equation (1) without the bias."""
     groups = geometry.groups
+    if _is_left_to_xla(geometry):
+        return forward.by_lax(geometry, x, kernel)
     if not _is_undilated(geometry):
         return _convolve_dilated_on_cpu(geometry, x, kernel)
     if groups > 1:  # XLA runs these in a naive loop
@@ -39,29 +41,46 @@ def _convolve_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax
         if inputs <= SHIFTED_INPUTS or narrow:
             return forward.by_shifts(geometry, x, kernel)
         return forward.by_groups(geometry, x, kernel, _convolve_on_cpu)
-    # XLA runs a 1x1 convolution faster as the matrix product that it is. A strided one would copy the entries that it
-    # meets first, which takes as long as the product saves.
-    if math.prod(geometry.kernel_size) == 1 and math.prod(geometry.strides) == 1:
+    if _is_unstrided_product(geometry):
         return forward.by_product(geometry, x, kernel)
-    if geometry.space == 3:  # XLA runs 2-D convolutions far better than 3-D ones
-        return forward.by_leading_taps(geometry, x, kernel, _convolve_on_cpu)
-    return forward.by_lax(geometry, x, kernel)
+    return forward.by_leading_taps(geometry, x, kernel, _convolve_on_cpu)  # of 3-D ones
 
 
 def _convolve_dilated_on_cpu(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Equation (1) without the bias of a dilated x: dx of a strided convolution, or a transposed convolution."""
-    if any(s > 1 for s in geometry.strides):  # the formulations below take none
-        return forward.by_lax(geometry, x, kernel)
-    # Where no two windows overlap (patches, 1x1), each entry of y meets at most one entry of x, and nearly all that a
-    # convolution would multiply are zeros.
-    disjoint = all(k <= e for k, e in zip(geometry.kernel_size, geometry.input_dilation, strict=True))
-    if geometry.groups == 1 and disjoint and set(geometry.kernel_dilation) == {1}:
+    if _has_disjoint_windows(geometry):
         return forward.by_blocks(geometry, x, kernel)
-    # XLA runs grouped and 3-D ones in a naive loop. 1-D and 2-D ones of one group it runs on every core, faster than
-    # phases, although it multiplies zeros.
+    return forward.by_phases(geometry, x, kernel, _convolve_on_cpu)  # of grouped and 3-D ones
+
+
+def _is_left_to_xla(geometry: Geometry) -> bool:
+    """Whether XLA's own convolution computes equation (1).
+
+    XLA runs 1-D and 2-D ones of one group on every core, those of a dilated x too, although it multiplies zeros.
+    """
+    if not _is_undilated(geometry) and set(geometry.strides) != {1}:  # the formulations take no such x
+        return True
     if geometry.groups > 1 or geometry.space == 3:
-        return forward.by_phases(geometry, x, kernel, _convolve_on_cpu)
-    return forward.by_lax(geometry, x, kernel)
+        return False
+    return not (_is_unstrided_product(geometry) or _has_disjoint_windows(geometry))
+
+
+def _is_unstrided_product(geometry: Geometry) -> bool:
+    """XLA runs a 1x1 convolution faster as the matrix product that it is.
+
+    A strided one would copy the entries that it meets first, which takes as long as the product saves.
+    """
+    return _is_product(geometry) and math.prod(geometry.strides) == 1
+
+
+def _has_disjoint_windows(geometry: Geometry) -> bool:
+    """Of a dilated x, no two windows overlap (patches, 1x1).
+
+    Each entry of y meets at most one entry of x then, and nearly all that a convolution would multiply are zeros.
+    """
+    disjoint = all(k <= e for k, e in zip(geometry.kernel_size, geometry.input_dilation, strict=True))
+    dilated = not _is_undilated(geometry)
+    return dilated and geometry.groups == 1 and disjoint and set(geometry.kernel_dilation) == {1}
 
 
 def _correlate_on_cpu(geometry: Geometry, x: jax.Array, g: jax.Array, unrolled_taps: int | None = None) -> jax.Array:
@@ -100,9 +119,8 @@ def _is_product(geometry: Geometry) -> bool:
 
 def _convolve_batches(geometry: Geometry, kernel: tuple[int, ...]) -> bool:
     """Matrix products of every entry of x, and depthwise sums over taps, in phases or not, which are elementwise."""
-    left_to_xla = not _is_undilated(geometry) and set(geometry.strides) != {1}
-    depthwise = geometry.groups > 1 and kernel[-2] == 1 and not left_to_xla
-    return depthwise or (_is_product(geometry) and math.prod(geometry.strides) == 1)
+    depthwise = geometry.groups > 1 and kernel[-2] == 1 and not _is_left_to_xla(geometry)
+    return depthwise or _is_unstrided_product(geometry)
 
 
 def _correlate_batches(geometry: Geometry, g: tuple[int, ...]) -> bool:
@@ -176,6 +194,7 @@ _CONVOLVE = Formulations(
     anywhere=forward.by_taps,
     cotangents=(_x_of_y, _kernel_of_y),
     batches=_convolve_batches,
+    inlined=_is_left_to_xla,
     sums_batch=False,
     waits=False,
 )
@@ -186,6 +205,7 @@ _CORRELATE = Formulations(
     anywhere=kernel_gradient.by_taps,
     cotangents=(_x_of_dkernel, _g_of_dkernel),
     batches=_correlate_batches,
+    inlined=lambda _: False,
     sums_batch=True,
     waits=True,
 )

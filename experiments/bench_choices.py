@@ -28,7 +28,7 @@ from jax import lax
 
 import jaxnorm as jn
 import jaxnorm.dense
-from jaxnorm._lower import cpu, groups, products, rows
+from jaxnorm._lower import columns, cpu, groups, products, rows
 from jaxnorm._lower.convolution import choice, forward, kernel_gradient
 from jaxnorm._lower.plain import Plain
 
@@ -228,7 +228,7 @@ def two_layers(x: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
 KINDS = {
     "convolutions": (choice, forward),
     "kernel gradients": (kernel_gradient,),
-    "losses": (rows,),
+    "losses": (rows, columns),
     "norms": (cpu, groups),
     "dense layers": (products,),
 }
@@ -310,9 +310,9 @@ CHOICES: list[Choice] = [
     ),
     *others(rows, "Rows.per_row", ("per_row outlined", "inlined"), staticmethod(inlined), dense_labels(CLASSES)),
     *others(rows, "OnePass.total", ("OnePass", "Rows"), rows.Rows.total, *SOFTMAX),
-    *constant(rows, "BLOCK_ELEMENTS", 1 << 18, linear(*TOKENS)),
-    *constant(rows, "BLOCK_ELEMENTS", 1 << 24, linear(*TOKENS)),
-    *constant(rows, "MIN_COLUMNS", 32, linear(32768, 32, 1003)),
+    *constant(columns, "BLOCK_ELEMENTS", 1 << 18, linear(*TOKENS)),
+    *constant(columns, "BLOCK_ELEMENTS", 1 << 24, linear(*TOKENS)),
+    *constant(columns, "MIN_COLUMNS", 32, linear(32768, 32, 1003)),
     # groups of a norm
     *others(groups, "Cpu", ("Cpu", "Plain"), Plain, LAYER, BATCH, GROUP, INSTANCE),
     *others(

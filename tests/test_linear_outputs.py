@@ -11,7 +11,7 @@ from support import assert_close, assert_confident, normal, random_like, value_a
 
 import jaxnorm as jn
 from jaxnorm import reference
-from jaxnorm._lower import products, rows
+from jaxnorm._lower import columns, products
 from jaxnorm._lower.platforms import forced
 
 TOKENS, H = (2, 3), 5
@@ -193,8 +193,8 @@ def test_blocks_of_other_platforms(monkeypatch):
         ("WIDE_BLOCK_ELEMENTS", 120),
         ("WIDE_MIN_COLUMNS", 1),
     ):
-        monkeypatch.setattr(rows, name, value)
-    assert rows.block_widths(6) == (10, 20)
+        monkeypatch.setattr(columns, name, value)
+    assert columns.block_widths(6) == (10, 20)
     assert_close(run(), wanted)
     with forced("cuda"):
         assert_close(run(), wanted)

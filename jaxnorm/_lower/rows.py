@@ -1,4 +1,4 @@
-"""How a rule's sums and maxima over classes are taken, and how wide the blocks of the linear loss are.
+"""How a rule's sums and maxima over classes are taken.
 
 `Rows` and `OnePass` are what a rule is handed. Most of what they do beyond plain `jnp` is for XLA's CPU backend:
 
@@ -37,11 +37,6 @@ T = TypeVar("T")
 FEW = 32  # a reduction over at most so many classes is unrolled
 LARGE = 1 << 21  # a sum over at least so many numbers is outlined
 LONG_ROW = 1024  # positive terms of rows of at least so many classes are counted by their signs
-BLOCK_ELEMENTS = 1 << 21  # logits of one block of the linear loss on a CPU
-MIN_COLUMNS = 128  # columns of such a block, however many tokens there are
-WIDE_BLOCK_ELEMENTS = 1 << 23  # the same two on a GPU or TPU
-WIDE_MIN_COLUMNS = 1024
-SYMBOLIC_COLUMNS = 1024  # columns of a block where the number of tokens is left open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,44 +291,3 @@ def _put(values: jax.Array, axis: int, labels: jax.Array, entries: jax.Array) ->
 
 def _shape(operands: tuple[Any, ...]) -> Any:
     return jnp.broadcast_shapes(*(operand.shape for operand in jax.tree.leaves(operands)))
-
-
-# --- blocks of columns ----------------------------------------------------------------------------------------------
-
-
-def block_widths(tokens: int) -> tuple[int, int]:
-    """How many columns of logits to compute at a time: on a CPU, and on a GPU or TPU.
-
-    On a CPU a block is large enough for products at full speed and small enough to stay in the cache. A GPU or TPU
-    reads all hidden rows and their running gradient once for each block, which few columns would not outweigh.
-    """
-    if not isinstance(tokens, int):
-        return SYMBOLIC_COLUMNS, SYMBOLIC_COLUMNS
-    of_cpu = max(BLOCK_ELEMENTS // max(tokens, 1), MIN_COLUMNS)
-    return of_cpu, max(WIDE_BLOCK_ELEMENTS // max(tokens, 1), WIDE_MIN_COLUMNS)
-
-
-def over_blocks(
-    columns: int, width: int | None, tokens: int, add: Callable[[T, jax.Array | int, int], T], sums: T
-) -> T:
-    """`add(sums, start, size)` over all blocks of columns; without a width, of one that suits the platform."""
-
-    def in_blocks(width: int, sums: T) -> T:
-        return _over_blocks(columns, min(width, max(columns, 1)), add, sums)
-
-    if width is not None:
-        return in_blocks(width, sums)
-    narrow, wide = block_widths(tokens)
-    if narrow == wide or not at_most(narrow, columns - 1, unknown=True):
-        return in_blocks(narrow, sums)
-    cpu, default = (functools.partial(in_blocks, chosen) for chosen in (narrow, wide))
-    return by_platform(sums, cpu=cpu, default=default)
-
-
-def _over_blocks(columns: int, width: int, add: Callable[[T, jax.Array | int, int], T], sums: T) -> T:
-    """The full blocks in a scan, then the remainder as a narrower one: no column is padded or counted twice."""
-    count = columns // width
-    starts = width * jnp.arange(count, dtype=jnp.int32)
-    if count:
-        sums, _ = lax.scan(lambda carry, start: (add(carry, start, width), None), sums, starts)
-    return add(sums, count * width, columns - count * width) if columns % width else sums

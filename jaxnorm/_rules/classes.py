@@ -72,7 +72,9 @@ def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
     """Each row's value at its label; another value of the row if the label is out of range, 0 without classes."""
     if values.shape[axis] == 0:
         return jnp.zeros(labels.shape, values.dtype)
-    return jnp.take_along_axis(values, jnp.clip(labels, 0, values.shape[axis] - 1), axis, mode="clip")
+    # Clipped without the class axis, so that XLA sees that forward and backward pass pick the same value.
+    index = jnp.clip(jnp.squeeze(labels, axis), 0, values.shape[axis] - 1)
+    return jnp.take_along_axis(values, jnp.expand_dims(index, axis), axis, mode="clip")
 
 
 def label_weight(weights: jax.Array, labels: jax.Array) -> jax.Array:

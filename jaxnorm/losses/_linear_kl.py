@@ -14,8 +14,9 @@ from jax.typing import ArrayLike
 
 from jaxnorm._arguments import AxisName, as_layer, as_mask, static_float, static_int
 from jaxnorm._cotangents import cast, compute_dtype, reshape, varying_axes, varying_like, written_dtype
+from jaxnorm._lower.columns import over_blocks
 from jaxnorm._lower.products import dot, dot_of_cotangent
-from jaxnorm._lower.rows import OnePass, over_blocks
+from jaxnorm._lower.rows import OnePass
 from jaxnorm._rules import linear_kl as rule
 from jaxnorm._rules.linear_layer import (
     Layer,

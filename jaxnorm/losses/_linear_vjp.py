@@ -10,8 +10,9 @@ from jax import lax
 
 from jaxnorm._arguments import AxisName
 from jaxnorm._cotangents import cast, compute_dtype, cotangent_for, reshape, varying_axes, varying_like, written_dtype
+from jaxnorm._lower.columns import over_blocks
 from jaxnorm._lower.products import dot, dot_of_cotangent
-from jaxnorm._lower.rows import OnePass, over_blocks
+from jaxnorm._lower.rows import OnePass
 from jaxnorm._rules import cross_entropy, entropy
 from jaxnorm._rules import linear_cross_entropy as rule
 from jaxnorm._rules.classes import in_range, per_class

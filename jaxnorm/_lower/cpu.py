@@ -59,13 +59,13 @@ class Cpu(Plain):
         transposes it.
         """
         if self.backward:
-            return _outlined(functools.partial(self._pass, of), *self._ready(terms))
+            return self._outlined_pass(of, terms)
         # XLA makes three passes of a 16-bit reshape whose result is cast in one place and handed on in another: x is
         # cast before it is reshaped.
         x, *others = terms
         assert self.x is not None and isinstance(x, jax.Array)
         wide = self._columns(reshape(self._wide(self.x), x.shape))
-        return self._pass(of, wide, *self._ready(tuple(others)))
+        return reshape(self._pass(of, wide, *self._ready(tuple(others))), self.layout.view)
 
     def total(self, of: Elementwise, *terms: Term) -> jax.Array:
         if self.layout.shared_axes:
@@ -110,6 +110,23 @@ class Cpu(Plain):
         return outlined(sampled, x) if x.size else near_mean(x, where)
 
     # --- parts ---
+
+    def _outlined_pass(self, of: Elementwise, terms: tuple[Any, ...]) -> jax.Array:
+        """A pass in columns, in a call that takes and returns arrays of x's shape.
+
+        What computes g or uses dx is then not fused with a reshape, for which XLA would look up each element's indices.
+        """
+        assert self.x is not None
+        x_shape, view = self.x.shape, self.layout.view
+        whole = [isinstance(term, jax.Array) and term.shape == view for term in terms]
+        others = iter(self._ready(tuple(term for term, is_whole in zip(terms, whole, strict=True) if not is_whole)))
+        arguments = [reshape(term, x_shape) if w else next(others) for term, w in zip(terms, whole, strict=True)]
+
+        def in_columns(*terms: Any) -> jax.Array:
+            columns = [self._columns(reshape(t, view)) if w else t for t, w in zip(terms, whole, strict=True)]
+            return reshape(self._pass(of, *columns), x_shape)
+
+        return reshape(_outlined(in_columns, *arguments), view)
 
     def _ready(self, terms: tuple[Term, ...]) -> list[Any]:
         """The terms in columns; the numbers of each group as arrays of their own, in the compute dtype.

@@ -145,7 +145,7 @@ class Plain:
     # --- the seam ---
 
     def each(self, of: Elementwise, *terms: Term) -> jax.Array:
-        return self._pass(of, *self._ready(terms))
+        return reshape(self._pass(of, *self._ready(terms)), self.layout.view)
 
     def total(self, of: Elementwise, *terms: Term) -> jax.Array:
         return jnp.sum(self._over_shared(of, *terms), axis=self._rest, keepdims=True)
@@ -234,7 +234,7 @@ class Plain:
         return [self._columns(term) for term in terms]
 
     def _pass(self, of: Elementwise, *columns: Term) -> jax.Array:
-        return reshape(cast(of(*map(self._wide, columns)), self.x_dtype), self.layout.view)
+        return cast(of(*map(self._wide, columns)), self.x_dtype)
 
     def _over_shared(self, of: Elementwise, *terms: Term) -> jax.Array:
         """The sums over the shared axes, in the view; the terms themselves if there are no shared axes."""

@@ -3,7 +3,8 @@
     python experiments/bench.py norms --size small medium --dtype float32
     python experiments/bench.py all --json experiments/results/cpu.json --plot experiments/results
 
-Norms, losses and pooling run both passes; convolutions each of their three products, and in loops; `memory` compares
+Norms, losses and pooling run both passes; convolutions each of their three products, and in loops; `examples` models of
+one example under vmap; `memory` compares
 what is kept for the backward pass and what compiled training steps allocate; `train` times whole training steps of
 small networks in flax's own layers against these functions. `bench_method.py` says how it is measured. A rival whose
 result differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer. `choices`, which is no
@@ -25,6 +26,7 @@ import jax
 from bench_cases import Case, loss_cases, norm_cases
 from bench_choices import choice_cases
 from bench_convolutions import conv_cases, loop_cases
+from bench_examples import example_cases
 from bench_method import ALLOCATOR, load_average, machine, measure, torch
 from bench_pooling import pool_cases
 from bench_rivals import LINEAR_LOSSES, LOSSES, NORMS, linen
@@ -126,6 +128,7 @@ SECTIONS = {
         ("plain", *(("linen",) if linen else ()), *PYTORCH),
         lambda o: {"pooling": timed(pool_cases(o.runs), o)},
     ),
+    "examples": Section(SIZES[1:2], DTYPES[:1], ("plain",), lambda o: {"examples": timed(example_cases(o.runs), o)}),
     "memory": Section(SIZES[1:2], DTYPES, tuple({**NORMS, **LOSSES}), memory_tasks),
     "train": Section(SIZES[1:2], DTYPES[:1], ("linen",) if linen else (), train_tasks, ("MobileNet", "transformer")),
     "choices": Section(

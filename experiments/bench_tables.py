@@ -64,9 +64,9 @@ def digits(value: float) -> str:
 
 
 def times_cells(row: Mapping[str, Any], others: Iterable[str]) -> list[str]:
-    """Milliseconds, that in units of the floor, and every rival's ratio, with what it differs by."""
+    """Milliseconds with quartiles, the median over the floor, and every rival's ratio, with what it differs by."""
     floor = row["ratio"].get("floor")
-    cells = [digits(row["ms"]["jaxnorm"][1]), digits(1 / floor[1]) if floor else "–"]
+    cells = [quartile_text(row["ms"]["jaxnorm"]), digits(1 / floor[1]) if floor else "–"]
     for name in others:
         cell = digits(row["ratio"][name][1]) if name in row["ratio"] else "–"
         if name in row["differs"]:
@@ -95,7 +95,7 @@ def memory_cell(row: Mapping[str, Any]) -> str:
 def timed_grid(title: str, rows: Rows, first: str) -> Grid:
     """One row of times for each measured row, and their temporary memory where programs were compiled."""
     others = sides_of(rows)
-    columns = [first, "shape", "jaxnorm, ms", "÷ floor", *(NAMES[name] for name in others)]
+    columns = [first, "shape", "jaxnorm, ms (quartiles)", "÷ floor", *(NAMES[name] for name in others)]
     cells = [[row["name"], shape_text(row["shape"]), *times_cells(row, others)] for row in rows]
     if any(row["temporary_mb"] for row in rows):
         columns.append(MEMORY_COLUMN)
@@ -133,7 +133,7 @@ def conv_summary(rows: Rows) -> Grid:
 def conv_rows(rows: Rows) -> Grid:
     """Every part of every convolution."""
     others = sides_of(rows)
-    columns = ["convolution", "part", "jaxnorm, ms", "÷ floor", *(NAMES[n] for n in others), MEMORY_COLUMN]
+    columns = ["convolution", "part", "jaxnorm, ms (quartiles)", "÷ floor", *(NAMES[n] for n in others), MEMORY_COLUMN]
     cells = [[row["name"], row["part"], *times_cells(row, others), memory_cell(row)] for row in rows]
     return Grid("conv: ms, and how many times as long the others take", columns, cells, 2)
 
@@ -234,6 +234,7 @@ MAKERS: dict[str, Callable[[Rows], dict[str, Grid]]] = {
     "norms": lambda rows: modes("norms", "norm", rows),
     "losses": lambda rows: modes("losses", "loss", rows),
     "pooling": lambda rows: modes("pooling", "pooling", rows),
+    "examples": lambda rows: modes("examples", "model", rows),
     "conv": lambda rows: {"conv": conv_summary(rows), "conv-rows": conv_rows(rows)},
     "loops": lambda rows: {"loops": loops(rows)},
     "memory": lambda rows: {"memory": memory_models(rows)},

@@ -42,6 +42,18 @@ def test_order(put_off):
     assert (found[0] > found[1]) == (put_off == 0)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a matter of the CPU backend")
+@pytest.mark.parametrize(
+    "norm", [jn.instance_norm, lambda x: jn.group_norm(x, num_groups=8)], ids=["instance", "group"]
+)
+def test_the_backward_pass_of_a_norm_takes_and_returns_arrays_of_the_shape_of_x(norm):
+    """Else what computes its g and uses its dx is fused with a reshape, which is slower and holds more arrays."""
+    x = normal(4, 28, 28, 16)
+    program = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(norm(jnp.cos(x)))))).lower(x).compile().as_text()
+    calls = [line.split(" call(")[0] for line in program.splitlines() if " call(" in line]
+    assert any("[4,28,28,16]" in result for result in calls)
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_no_calls_elsewhere(platform):
     module = export.export(jax.jit(gradient), platforms=[platform])(X, KERNEL).mlir_module()

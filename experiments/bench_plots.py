@@ -106,7 +106,7 @@ def labelled(rows: Rows) -> list[str]:
 
 
 def plot_modes(path: Path, rows: Rows) -> None:
-    """Norms, losses and pooling: a panel for each size, mode and dtype."""
+    """Norms, losses, pooling and models of one example: a panel for each size, mode and dtype."""
     panels = {}
     for key in dict.fromkeys((row["dtype"], row["size"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["dtype"], row["size"], row["mode"]) == key]
@@ -209,7 +209,7 @@ def plot_training(path: Path, rows: Rows) -> None:
 def plot(folder: Path, section: str, recorded: Mapping[str, Any]) -> Path:
     """Draws a section's picture into the folder, named after the platform and the section."""
     path, rows = folder / f"{recorded['machine']['backend']}_{section}.png", recorded["rows"]
-    if section in ("norms", "losses", "pooling"):
+    if section in ("norms", "losses", "pooling", "examples"):
         plot_modes(path, rows[section])
     elif section == "conv":
         plot_conv(path, rows["conv"])

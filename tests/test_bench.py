@@ -8,6 +8,7 @@ import bench
 import bench_cases
 import bench_choices
 import bench_convolutions
+import bench_examples
 import bench_method
 import bench_pooling
 import bench_rivals
@@ -91,6 +92,13 @@ def test_the_command_measures_draws_and_writes(tmp_path: Path, monkeypatch: pyte
     assert all(row["ratio"]["plain"][1] > 0 and row["ratio"]["floor"][1] > 0 for row in rows)
     machine = found["losses"]["machine"]
     assert machine["versions"]["jax"] == jax.__version__ and machine["cores"] and "environment" in machine
+
+
+@pytest.mark.parametrize("model", bench_examples.MODELS)
+def test_models_of_one_example_are_compared(model: str):
+    errors = compared(bench_examples.example_sides(model, 2, jnp.dtype(jnp.float32), ["plain"]))
+    assert set(errors) == {"jaxnorm", "plain"}
+    assert all(error is not None and error < 1e-4 for error in errors.values()), errors
 
 
 @pytest.mark.parametrize("part", bench_convolutions.PARTS)

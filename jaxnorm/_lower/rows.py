@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._cotangents import cast
+from jaxnorm._cotangents import cast, varying_like
 from jaxnorm._lower.calls import outlined, outlined_on_cpu
 from jaxnorm._lower.gpu import ROW
 from jaxnorm._lower.platforms import by_platform
@@ -61,6 +61,35 @@ class Rows:
     def totals(self, parts: Sequence[Elementwise], *operands: Any) -> tuple[jax.Array, ...]:
         """The sums of several functions of the same operands."""
         return tuple(self.total(part, *operands) for part in parts)
+
+    def total_of_others(self, of: Elementwise, index: jax.Array, labels: jax.Array, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)` over the classes but the label's: the sum of `others`."""
+        if not self._is_few(_shape((index, operands))):
+            return self._sum(lambda terms: terms, self.others(of(*operands), index, labels))
+
+        def other(index: jax.Array, labels: jax.Array, *operands: Any) -> jax.Array:
+            return self._selected(of(*operands), index, labels)
+
+        return self.total(other, index, labels, *operands, shared=True)
+
+    def others(self, terms: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+        """`terms`, and 0 at the label.
+
+        XLA's CPU backend writes the terms to memory, since a sum and a later pass need them. To overwrite one term of
+        each row there takes less time than to compare every class with the label, unless the classes are few.
+        """
+        (axis,) = self.axes
+
+        def overwritten(terms: jax.Array, _: jax.Array, labels: jax.Array) -> jax.Array:
+            return _put(terms, axis, labels, varying_like(jnp.zeros(labels.shape, terms.dtype), terms))
+
+        if terms.shape[axis] == 0 or self._is_few(terms.shape):
+            return self._selected(terms, index, labels)
+        return by_platform(terms, index, labels, cpu=overwritten, default=self._selected)
+
+    @staticmethod
+    def _selected(terms: jax.Array, index: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.where(index == labels, 0, terms)
 
     def largest(self, of: Elementwise, *operands: Any) -> jax.Array:
         """The maximum of `of(*operands)`, -inf where there are no classes."""

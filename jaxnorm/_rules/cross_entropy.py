@@ -62,6 +62,10 @@ class Rows(Protocol):
         """The sums of several functions of the same operands."""
         ...
 
+    def total_of_others(self, of: Elementwise, index: jax.Array, labels: jax.Array, *operands: Any) -> jax.Array:
+        """The sum of `of(*operands)` over the classes but the label's, given the numbers of the classes."""
+        ...
+
     def largest(self, of: Elementwise, *operands: Any) -> jax.Array:
         """The maximum of `of(*operands)`, -inf without classes."""
         ...
@@ -209,16 +213,12 @@ def label_sums(
     rows: Rows, logits_of: Elementwise, index: jax.Array, labels: jax.Array, *operands: Any
 ) -> tuple[jax.Array, jax.Array]:
     """c and S for the logits `logits_of(*operands)`, given the numbers of the classes and the labels."""
-
-    def other(index: jax.Array, labels: jax.Array, shift: jax.Array, *operands: Any) -> jax.Array:
-        return exponentials(logits_of(*operands), shift, index == labels)
-
     shift = shift_of(rows, logits_of, *operands)  # (1)
-    return shift, rows.total(other, index, labels, shift, *operands, shared=True)  # (2)
+    return shift, rows.total_of_others(lambda c, *o: jnp.exp(logits_of(*o) - c), index, labels, shift, *operands)  # (2)
 
 
 def exponentials(l: jax.Array, shift: jax.Array | float, own: jax.Array) -> jax.Array:
-    """e_j, and 0 at the label: the terms of S in (2), which (7) takes again."""
+    """e_j, and 0 at the label, where that is known of each class."""
     return jnp.where(own, 0, jnp.exp(l - shift))
 
 

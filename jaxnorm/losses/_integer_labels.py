@@ -22,7 +22,7 @@ from jaxnorm._cotangents import cast, compute_dtype, cotangent_for
 from jaxnorm._lower.rows import OnePass, Rows
 from jaxnorm._rules import cross_entropy as rule
 from jaxnorm._rules import entropy
-from jaxnorm._rules.classes import is_label
+from jaxnorm._rules.classes import class_index
 from jaxnorm._rules.cross_entropy import LabelOptions
 from jaxnorm._sharding import spec_of, with_shardings
 from jaxnorm.losses._integer_rows import (
@@ -240,8 +240,8 @@ def _cross_entropy_bwd(
 ) -> tuple[jax.Array, None, None, jax.Array | None]:
     logits, dtype = residuals.logits, residuals.shift.dtype
 
-    def of_row(args: Arguments, row: rule.Row, l: jax.Array, own: jax.Array, g: Any, more: Any = None) -> jax.Array:
-        factors, e = rule.factors_of(options.loss, row, *g[:2]), rule.exponentials(l, row.shift, own)
+    def of_row(args: Arguments, row: rule.Row, e: jax.Array, own: jax.Array, g: Any, more: Any = None) -> jax.Array:
+        factors = rule.factors_of(options.loss, row, *g[:2])
         weights, uncapped = weights_of(options, args), cast(args.logits, dtype)
         return rule.dlogits(options.loss, row, factors, e, own, weights, uncapped, args.mask, more)
 
@@ -250,17 +250,18 @@ def _cross_entropy_bwd(
     ) -> tuple[jax.Array, jax.Array | None]:
         once, capped = capped_once(options, args)
         row, l = row_of(once, capped, shift, others), capped_logits(once, dtype, capped.logits, args.mask)
-        own, terms, more = is_label(args.labels, logits.shape, options.axis), None, None
+        index, terms, more = class_index(args.labels.dtype, logits.shape, options.axis), None, None
+        own, e = index == args.labels, Rows((options.axis,)).others(jnp.exp(l - row.shift), index, args.labels)
         if args.class_weights is not None:
             terms = rule.dweights(options.loss, row, g[0], own, l, args.mask)
         if gap is not None:
             factors = entropy.entropy_factors(row.others + row.e_y, gap, g[2])
             more = entropy.dlogits(factors, jnp.exp(l - shift), l, shift)
-        return of_row(args, row, l, own, g, more), terms
+        return of_row(args, row, e, own, g, more), terms
 
     def without_sums(args: Arguments, g: Any, *_: Any) -> tuple[jax.Array, None]:
         centred, row = centred_of(options, args)
-        return of_row(args, row, centred.l, centred.own, g), None
+        return of_row(args, row, centred.e, centred.own, g), None
 
     args = arguments_of(options, logits, residuals.labels, residuals.where, residuals.class_weights)
     g = jax.tree.map(lambda g: jnp.expand_dims(cast(g, dtype), options.axis), cotangents)

@@ -47,6 +47,11 @@ class Centred(NamedTuple):
     l: jax.Array  # l - c
     own: jax.Array  # [j = y]
 
+    @property
+    def e(self) -> jax.Array:
+        """e_j, and 0 at the label."""
+        return rule.exponentials(self.l, 0.0, self.own)
+
 
 def arguments_of(options: Options, logits: Any, labels: Any, where: Any, class_weights: Any) -> Arguments:
     labels = widened(jnp.expand_dims(labels, options.axis))

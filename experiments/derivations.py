@@ -37,6 +37,7 @@ import jaxnorm as jn
 from jaxnorm import reference
 from jaxnorm.check import prove
 
+NOTES = ("first", "second", "third", "fourth", "fifth")
 RIGHT, WRONG = 1e-10, 1e-3  # the largest error of what is right, the least of what is mistaken
 
 
@@ -45,11 +46,22 @@ class Derivation:
     """One row: a derivation, what it should equal, and the arrays that both are run on."""
 
     name: str
-    note: str
+    equations: str  # the numbers of its formulas in docs/derivations/notes.md, whose first digit is the note's
     derive: Callable[..., Any]  # inputs to a tree of arrays
     truths: Sequence[Callable[..., Any]]  # each to a like tree
     inputs: Sequence[jax.Array]
     why: str = ""  # of a mistaken one: why it is wrong
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """The number of its first formula: of the note, and within it."""
+        note, number = self.equations[1:].split(")")[0].split(".")
+        return int(note), int(number)
+
+    @property
+    def note(self) -> str:
+        """Which note it is from."""
+        return NOTES[self.first[0] - 1]
 
     @property
     def right(self) -> bool:
@@ -121,8 +133,9 @@ def node_cotangents(x: jax.Array, scale: jax.Array, bias: jax.Array, g: jax.Arra
 
 
 def derivations() -> list[Derivation]:
-    """All rows; to be made and run in float64."""
-    return [*batch_norm_rows(), *norm_rows(), *softmax_rows(), *cache_rows(), *convolution_rows()]
+    """All rows in the order of their formulas; to be made and run in float64."""
+    rows = [*batch_norm_rows(), *norm_rows(), *softmax_rows(), *cache_rows(), *convolution_rows()]
+    return sorted(rows, key=lambda row: row.first)
 
 
 def batch_norm_rows() -> list[Derivation]:
@@ -133,14 +146,14 @@ def batch_norm_rows() -> list[Derivation]:
     true_dx = [[lambda *a, truth=truth, ddof=ddof: truth(*a, ddof=ddof)[0] for truth in truths] for ddof in (0, 1)]
     true_parameters = [lambda *a, truth=truth: truth(*a)[1:] for truth in truths]
 
-    def dx(name: str, note: str, derive: Callable[..., Any], why: str = "", ddof: int = 0) -> Derivation:
-        return Derivation(name, note, lambda x, scale, bias, g: derive(x, scale, g), true_dx[ddof], inputs, why)
+    def dx(name: str, equations: str, derive: Callable[..., Any], why: str = "", ddof: int = 0) -> Derivation:
+        return Derivation(name, equations, lambda x, scale, bias, g: derive(x, scale, g), true_dx[ddof], inputs, why)
 
-    def dscale(name: str, form: Callable[..., jax.Array]) -> Derivation:
+    def dscale(equations: str, name: str) -> Derivation:
         def parameters(x, scale, bias, g):
-            return form(g, notes.standardized(x)[0].x_hat), g.sum(0)
+            return VECTORISATIONS[name](g, notes.standardized(x)[0].x_hat), g.sum(0)
 
-        return Derivation(f"dscale = {name}, dbias = sum(g)", "second, fifth", parameters, true_parameters, inputs)
+        return Derivation(f"dscale = {name}, dbias = sum(g)", equations, parameters, true_parameters, inputs)
 
     def own(x_hat: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
         return lambda x: jnp.einsum("idid->id", jax.jacrev(x_hat)(x))
@@ -149,35 +162,55 @@ def batch_norm_rows() -> list[Derivation]:
         own(lambda x: notes.standardized(x)[0].x_hat),
         own(lambda x: jn.batch_norm(x, training=True, epsilon=EPSILON)[0]),
     )
+
+    def dvar(name: str, equations: str, derive: Callable[..., Any], why: str = "") -> Derivation:
+        def truth(*a: jax.Array) -> jax.Array:
+            return node_cotangents(*a).var
+
+        return Derivation(name, equations, lambda x, scale, bias, g: derive(x, scale, g), [truth], inputs, why)
+
+    def square(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(notes.standardized(x)[0].var + EPSILON, x.shape)
+
     return [
-        Derivation("dvar, sample by sample", "first",
-                   lambda x, scale, bias, g: notes.dvar_sample_by_sample(x, scale, g),
-                   [lambda *a: node_cotangents(*a).var], inputs),
-        Derivation("dx_hat, dvar, dx', dmean, dx: node by node", "second",
+        dvar("dvar, sample by sample", "(1.4)", notes.dvar_sample_by_sample),
+        Derivation("dx_hat, dvar, dx', dmean, dx: node by node", "(2.1) to (2.5)",
                    lambda x, scale, bias, g: notes.node_by_node(x, scale, g),
                    [lambda *a, truth=truth: (node_cotangents(*a), truth(*a)[0]) for truth in truths], inputs),
-        dx("dx by three ways, mean through var being 0", "fifth", notes.by_three_ways),
-        dx("dx by three ways, Bessel's m - 1", "third", functools.partial(notes.by_three_ways, ddof=1), ddof=1),
-        dx("dx in closed form", "fifth", notes.closed_form),
-        dx("dx in closed form, Bessel's m - 1", "third", notes.closed_form_bessel, ddof=1),
-        dx("dx by the standard deviation", "fourth", notes.by_standard_deviation),
-        Derivation("each x_hat's derivative by its own x", "fourth", notes.own_derivative, normalized, inputs[:1]),
-        dx("dx with the quotient rule, its sum kept", "fifth", notes.by_quotient_rule),
-        *(dscale(name, form) for name, form in VECTORISATIONS.items()),
-        dx("dx with the quotient rule, its sum dropped", "fifth", notes.quotient_rule_without_sum,
+        dx("dx by three ways, mean through var being 0", "(5.1), (5.2), (5.4), (5.6), (5.11), (5.13)",
+           notes.by_three_ways),
+        dx("dx by three ways, Bessel's m - 1", "(3.3), (3.4), (3.6) to (3.8)",
+           functools.partial(notes.by_three_ways, ddof=1), ddof=1),
+        dx("dx in closed form", "(5.17)", notes.closed_form),
+        dx("dx in closed form, Bessel's m - 1", "(3.10)", notes.closed_form_bessel, ddof=1),
+        dx("dx by the standard deviation", "(4.6), (4.7)", notes.by_standard_deviation),
+        Derivation("each x_hat's derivative by its own x", "(4.8)", notes.own_derivative, normalized, inputs[:1]),
+        dx("dx with the quotient rule, its sum kept", "(5.10)", notes.by_quotient_rule),
+        *map(dscale, ("(2.6)", "(2.7)", "(5.7)"), VECTORISATIONS),
+        dvar("dvar, its exponent on a root", "(1.3)", notes.dvar_with_exponent_on_a_root,
+             "the derivative of (var + epsilon)^(-1/2) has the exponent -3/2; on the root it is half of that"),
+        dx("dx with the quotient rule, its sum dropped", "(5.8)", notes.quotient_rule_without_sum,
            "mean moves sigma by -sum(x') / (m sigma) = 0; without the sum, each sample has a slope of its own"),
-        dx("dx with the quotient rule's last line", "fifth", notes.quotient_rule_last_line,
+        dx("dx with the quotient rule's last line", "(5.9)", notes.quotient_rule_last_line,
            "the sum, then m, then one sigma of sigma^3 were lost: the result no longer has the dimension of 1 / x"),
-        dx("dx, var by x with the factor -1/m", "fifth", notes.var_by_x_with_extra_factor,
+        dx("dx, var by x with the factor -1/m", "(5.12)", notes.var_by_x_with_extra_factor,
            "x enters var directly (factor 1) and through mean (factor -1/m, summed 0): factors to add were multiplied"),
-        dx("dx, mean through var without brackets", "fifth", notes.mean_through_var_without_brackets,
+        dx("dx, mean through var without brackets", "(5.5)", notes.mean_through_var_without_brackets,
            "dvar (-2) (mean - m mean / m) is 0 and right; without the brackets nothing cancels"),
-        dx("dx, dvar summed before it meets g", "fifth", notes.dvar_summed_too_early,
+        dx("dx, dvar summed before it meets g", "(5.3)", notes.dvar_summed_too_early,
            "each sample's derivative must meet its own dx_hat; summed by themselves they are 0, and var's way is lost"),
-        dx("dx, mean through var with g in its sum", "third", notes.mean_through_var_by_cotangent,
+        dx("dx, var's way with its sign lost", "(5.14)", notes.var_with_its_sign_lost,
+           "dvar has -1/2, and the scan has 1/Z: x_hat shrinks as var grows; the note's next line has the minus"),
+        dx("dx multiplied out, x_hat r of var's way lost", "(5.15)", notes.multiplied_out_without_x_hat,
+           "of the second term 1/m and of the third x_hat_i r were lost; the note's last line has both"),
+        dx("dx multiplied out, one r of var's way lost", "(5.16)", notes.multiplied_out_without_r,
+           "of the second term 1/m and of the third one of three r were lost; the note's last line has both"),
+        Derivation("sigma^2 for each sample, without its sum", "(4.9)", notes.square_without_sum, [square], inputs[:1],
+                   "the variance is one number for all samples, the sum of these, to which epsilon is added"),
+        dx("dx, mean through var with g in its sum", "(3.5)", notes.mean_through_var_by_cotangent,
            "the note's 0 is right, not its reason: g cannot leave sum(x' g), which is not 0; the true term is dvar's",
            ddof=1),
-        dx("dx, g_i for g_j in the sum over j", "third", notes.bessel_with_wrong_index,
+        dx("dx, g_i for g_j in the sum over j", "(3.9)", notes.bessel_with_wrong_index,
            "with g_i outside, the sum of x'_j is 0 and var's way is lost; the note's next line has g_j", ddof=1),
     ]  # fmt: skip
 
@@ -188,7 +221,7 @@ def norm_rows() -> list[Derivation]:
     def row(name: str, shape: tuple[int, ...], columns: Callable[..., Any], norm: Callable[..., Any]) -> Derivation:
         inputs = normal(0, *shape), 1 + normal(1, 4) / 4, normal(2, 4), normal(3, *shape)
         derive = functools.partial(notes.as_batch_norm, columns)
-        return Derivation(f"{name} norm as batch norm", "second", derive, plain_and_library(norm), inputs)
+        return Derivation(f"{name} norm as batch norm", "(2.8)", derive, plain_and_library(norm), inputs)
 
     images = {"feature_axis": 1, "epsilon": EPSILON}  # N C H W
     return [
@@ -222,9 +255,9 @@ def softmax_rows() -> list[Derivation]:
 
     true_jacobians = [lambda x, g, f=lib.softmax: (f(x), jax.jacrev(f)(x), vjp(f, x, g)[1]) for lib in (reference, jn)]
     return [
-        Derivation("softmax and its Jacobian", "first", jacobian, true_jacobians, (logits[0], normal(1, 5))),
-        Derivation("softmax cross-entropy, i = y", "third", **case(notes.cross_entropy_at_label, own)),
-        Derivation("softmax cross-entropy, i != y", "third", **case(notes.cross_entropy_elsewhere, ~own)),
+        Derivation("softmax and its Jacobian", "(1.1), (1.2)", jacobian, true_jacobians, (logits[0], normal(1, 5))),
+        Derivation("softmax cross-entropy, i = y", "(3.2)", **case(notes.cross_entropy_at_label, own)),
+        Derivation("softmax cross-entropy, i != y", "(3.1)", **case(notes.cross_entropy_elsewhere, ~own)),
     ]
 
 
@@ -232,7 +265,7 @@ def cache_rows() -> list[Derivation]:
     """Forward and backward functions with a cache, against `jax.vjp`, whose second result is such a cache."""
     x, kernel, bias, g, labels = normal(0, 4, 3, 2), normal(1, 6, 5), normal(2, 5), normal(3, 4, 5), jnp.arange(4)
 
-    def layer(name: str, call: Callable[..., Any], *inputs: jax.Array) -> Derivation:
+    def layer(name: str, equations: str, *inputs: jax.Array, **options: int) -> Derivation:
         forward, backward = (getattr(notes, f"{name}_{way}") for way in ("forward", "backward"))
 
         def derive(*primals_and_g):
@@ -240,22 +273,24 @@ def cache_rows() -> list[Derivation]:
             y, cache = forward(*primals)
             return y, *backward(g, cache)
 
-        return Derivation(f"{name}, with a cache", "fourth", derive, plain_and_library(call), inputs)
+        truths = plain_and_library(lambda lib, *a: getattr(lib, name)(*a, **options))
+        return Derivation(f"{name}, with a cache", equations, derive, truths, inputs)
 
-    def loss(name: str, hand: Callable[..., Any], function: str) -> Derivation:
+    def loss(name: str, equations: str, hand: Callable[..., Any], function: str) -> Derivation:
         def derive(scores, g):
             value, dscores = hand(scores, labels)
             return value, g * dscores
 
         truths = plain_and_library(lambda lib, scores: getattr(lib, function)(scores, labels).mean())
-        return Derivation(f"{name} loss and its gradient", "fourth", derive, truths, (2 * normal(0, 4, 5), normal(1)))
+        inputs = 2 * normal(0, 4, 5), normal(1)
+        return Derivation(f"{name} loss and its gradient", equations, derive, truths, inputs)
 
     return [
-        layer("affine", lambda lib, *a: lib.affine(*a, num_feature_axes=2), x, kernel, bias, g),
-        layer("relu", lambda lib, x: lib.relu(x), normal(4, 4, 5), g),
-        layer("affine_relu", lambda lib, *a: lib.affine_relu(*a, num_feature_axes=2), x, kernel, bias, g),
-        loss("SVM", notes.svm_loss, "multiclass_svm_loss"),
-        loss("softmax", notes.softmax_loss, "softmax_cross_entropy_with_integer_labels"),
+        layer("affine", "(4.1), (4.2)", x, kernel, bias, g, num_feature_axes=2),
+        layer("relu", "(4.3)", normal(4, 4, 5), g),
+        layer("affine_relu", "(4.1) to (4.3)", x, kernel, bias, g, num_feature_axes=2),
+        loss("SVM", "(4.4)", notes.svm_loss, "multiclass_svm_loss"),
+        loss("softmax", "(4.5)", notes.softmax_loss, "softmax_cross_entropy_with_integer_labels"),
     ]
 
 
@@ -277,22 +312,22 @@ def convolution_rows() -> list[Derivation]:
             lambda x, kernel: jn.conv(x, kernel, strides=stride, padding=pad),
         )
         expected = [lambda *a, truth=truth: vjp(truth, *a)[1:] for truth in truths]
-        return Derivation(f"convolution: dX and dW, {name}", "second", derive, expected, inputs)
+        return Derivation(f"convolution: dX and dW, {name}", "(2.9), (2.10)", derive, expected, inputs)
 
-    def sizes(name: str, divides: bool, missing: Callable[..., int], why: str = "") -> Derivation:
+    def sizes(name: str, equations: str, divides: bool, missing: Callable[..., int], why: str = "") -> Derivation:
         grid = [(h, k, s, p) for h in range(5, 12) for k in range(1, 6) for s in range(2, 5) for p in range(k)]
         chosen = np.array([case for case in grid if (notes.remainder(*case) == 0) == divides])
         rows = [notes.size_of_padded_dx(*case) + missing(*case) for case in chosen.tolist()]
         shares = np.array(rows) / (chosen[:, 0] + 2 * chosen[:, 3])
-        return Derivation(name, "second", lambda: jnp.asarray(shares), [lambda: jnp.ones(len(rows))], (), why)
+        return Derivation(name, equations, lambda: jnp.asarray(shares), [lambda: jnp.ones(len(rows))], (), why)
 
     return [
         gradients("stride 1", (6, 5), (3, 2), 1, 1),
         gradients("stride 2 divides", (7, 9), (3, 5), 2, 1),
         gradients("stride 3 does not divide", (9, 8), (3, 3), 3, 1),
-        sizes("rows of dX, the stride divides", True, lambda *_: 0),
-        sizes("rows of dX, with the remainder", False, notes.remainder),
-        sizes("rows of dX, the stride does not divide", False, lambda *_: 0,
+        sizes("rows of dX, the stride divides", "(2.11), (2.12)", True, lambda *_: 0),
+        sizes("rows of dX, with the remainder", "(2.13)", False, notes.remainder),
+        sizes("rows of dX, the stride does not divide", "(2.12)", False, lambda *_: 0,
               "H' is rounded down, so (H' - 1) S + K misses H + 2P by the remainder: as many rows of zeros at the end"),
     ]  # fmt: skip
 
@@ -375,7 +410,8 @@ def compared(*, exact: bool = False) -> list[dict[str, Any]]:
         rows = []
         for each in track(derivations(), description="comparing", transient=True):
             error = each.error()
-            row = {"name": each.name, "note": each.note, "error": error, "verdict": verdict(error)}
+            row = {"name": each.name, "note": each.note, "equations": each.equations}
+            row |= {"error": error, "verdict": verdict(error)}
             row |= {"exact": each.exact()} if exact else {}
             rows.append(row | {"right": each.right, "why": each.why})
     return rows
@@ -391,11 +427,25 @@ def unexpected(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each verdict: how many derivations have it, within which errors, and how many exact arithmetic decides."""
+    found = []
+    for name in ("right", "wrong", "unclear"):
+        of_verdict = [row for row in rows if row["verdict"] == name]
+        if not of_verdict:
+            continue
+        errors, exact = [row["error"] for row in of_verdict], [row.get("exact") for row in of_verdict]
+        total = {"verdict": name, "derivations": len(of_verdict), "smallest error": min(errors)}
+        total |= {"largest error": max(errors), "proven": exact.count("proven"), "refuted": exact.count("refuted")}
+        found.append(total)
+    return found
+
+
 def show(console: Console, found: dict[str, Any]) -> None:
     """Prints the two tables, and below the first why what is wrong is wrong."""
     table = Table(title="Derivations of the notes, float64, random cotangents")
     table.add_column("derivation")
-    table.add_column("note")
+    table.add_column("equations")
     table.add_column("largest relative error", justify="right")
     table.add_column("verdict")
     exact = any("exact" in row for row in found["derivations"])
@@ -404,13 +454,14 @@ def show(console: Console, found: dict[str, Any]) -> None:
     bad = unexpected(found["derivations"])
     for row in found["derivations"]:
         style = "bold red" if row["name"] in bad else "yellow" if row["verdict"] == "wrong" else None
-        cells = row["name"], row["note"], f"{row['error']:.1e}", row["verdict"], *([row["exact"]] if exact else [])
+        cells = [row["name"], row["equations"], f"{row['error']:.1e}", row["verdict"]]
+        cells += [row["exact"]] if exact else []
         table.add_row(*cells, style=style)
     console.print(table)
-    verdicts = [row["verdict"] for row in found["derivations"]]
-    console.print(
-        f"{verdicts.count('right')} right (to {RIGHT:g}), {verdicts.count('wrong')} wrong (by {WRONG:g} or more):"
-    )
+    for row in found["totals"]:
+        bound = {"right": f" (to {RIGHT:g})", "wrong": f" (by {WRONG:g} or more)"}.get(row["verdict"], "")
+        decided = f", {row['proven']} proven, {row['refuted']} refuted" if exact else ""
+        console.print(f"{row['derivations']} {row['verdict']}{bound}{decided}", highlight=False)
     for row in found["derivations"]:
         if row["why"]:
             console.print(f"{row['name']} ({row['note']} note): {row['why']}.", highlight=False)
@@ -456,6 +507,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     timings = measure(options.samples, options.features, options.repeats)
     found: dict[str, Any] = {
         "derivations": rows,
+        "totals": totals(rows),
         "timings": timings,
         "growth": growth(timings),
         "machine": f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}",

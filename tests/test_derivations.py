@@ -1,6 +1,7 @@
 """The derivation study: what is right in the notes holds, what is mistaken is shown wrong, and neither by accident."""
 
 import json
+import re
 from pathlib import Path
 
 import derivation_notes as notes
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+PAGE = Path(__file__).parents[1] / "docs" / "derivations" / "notes.md"
 SMALL = ["--samples", "8", "16", "--features", "4", "8", "--repeats", "2"]
 
 
@@ -22,9 +24,32 @@ def test_every_right_derivation_holds_and_every_mistaken_one_does_not(rows: list
     assert derivations.unexpected(rows) == []
     assert all(row["error"] <= 1e-10 for row in rows if row["right"])
     assert all(row["error"] > 1e-2 and row["why"] for row in rows if not row["right"])
-    assert [sum(row["right"] == right for row in rows) for right in (True, False)] == [29, 8]
+    assert [sum(row["right"] == right for row in rows) for right in (True, False)] == [29, 13]
     assert len({row["name"] for row in rows}) == len(rows)
-    assert {note for row in rows for note in row["note"].split(", ")} == {"first", "second", "third", "fourth", "fifth"}
+    assert [total["derivations"] for total in derivations.totals(rows)] == [29, 13]
+
+
+def numbers(equations: str) -> list[str]:
+    """The numbers in a row's "(3.4), (3.6) to (3.8)"."""
+    found = []
+    for note, first, last in re.findall(r"\((\d)\.(\d+)\)(?: to \(\1\.(\d+)\))?", equations):
+        found += [f"{note}.{i}" for i in range(int(first), int(last or first) + 1)]
+    return found
+
+
+def test_every_numbered_formula_of_the_page_is_evaluated_and_its_note_named():
+    with jax.enable_x64(True):
+        rows = derivations.derivations()
+    evaluated = {number: row.note for row in rows for number in numbers(row.equations)}
+    on_page = re.findall(r"\\tag\{([\d.]+)\}", PAGE.read_text(encoding="utf-8"))
+    assert on_page == sorted(evaluated, key=lambda number: [int(part) for part in number.split(".")])
+    assert all(derivations.NOTES[int(number[0]) - 1] == note for number, note in evaluated.items())
+    assert numbers("(3.3), (3.6) to (3.8)") == ["3.3", "3.6", "3.7", "3.8"]
+
+
+def test_the_page_shows_the_rows_of_every_note():
+    shown = re.findall(r"^:only: note (\w+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert tuple(shown) == derivations.NOTES
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str):
@@ -45,15 +70,17 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert {row["name"]: row["verdict"] for row in found["derivations"]} == {chosen[0]: "right", chosen[1]: "wrong"}
     assert len(found["timings"]) == 3 * (2 + 2) and all(np.isfinite(row["N"] + row["D"]) for row in found["growth"])
     printed = capsys.readouterr().out
-    assert "1 right" in printed and "1 wrong" in printed and "factors to add were multiplied" in printed
+    assert "1 right (to 1e-10)\n1 wrong (by 0.001 or more)\n" in printed and "factors to add were multiplied" in printed
 
 
 def test_a_right_derivation_is_proven_and_a_mistaken_one_refuted(monkeypatch: pytest.MonkeyPatch):
-    chosen = "dx in closed form", "dx, var by x with the factor -1/m", "rows of dX, with the remainder"
+    chosen = "dx, var by x with the factor -1/m", "dx in closed form", "rows of dX, with the remainder"
     only(monkeypatch, *chosen)
     rows = derivations.compared(exact=True)
-    assert {row["name"]: row["exact"] for row in rows} == dict(zip(chosen, ("proven", "refuted", ""), strict=True))
+    assert {row["name"]: row["exact"] for row in rows} == dict(zip(chosen, ("refuted", "proven", ""), strict=True))
     assert derivations.unexpected(rows) == []
+    counted = [(total["proven"], total["refuted"]) for total in derivations.totals(rows)]
+    assert counted == [(1, 0), (0, 1)]  # of two right ones, one is a formula of sizes
     assert derivations.unexpected([{**row, "exact": "undecided"} for row in rows if row["exact"]]) == list(chosen[:2])
 
 

@@ -21,8 +21,8 @@ has no two factors is one pass. Running sums would meet fewer entries, and lose 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,12 @@ from jax import lax
 
 from jaxnorm._cotangents import cast, varying_like
 from jaxnorm._lower.calls import outlined
+from jaxnorm._lower.pooling.entries import Index, fold, rows_at
 from jaxnorm._lower.pooling.windows import Elementwise, Windows
 from jaxnorm._lower.sizes import at_most
 
-T = TypeVar("T")
-Index = tuple[Any, ...]  # one int for each axis of the windows, traced in a loop
-
 TOGETHER = 9  # axes are taken in one pass if their windows have at most so many entries
-UNROLLED = 32  # so many entries are unrolled, and more are a loop
-CHUNK = 8  # entries of one turn of a loop
+SHORT = 4  # XLA's own loop over a window is taken for at most so many entries along an axis
 WORTH = 16  # a second pass is worth as much as so many entries
 LANES = 8  # so many examples of one channel are worth a transposition: they fill a vector
 
@@ -83,6 +80,8 @@ class CpuWindows(Windows):
 
     def total(self, of: Elementwise, x: jax.Array, dtype: Any) -> jax.Array:
         """Of the sum of (2), which is accumulated in this dtype."""
+        if x.dtype == dtype and self._are_short(x):
+            return super().total(of, x, dtype)
         view = self._view(x)
         x = view.rows(x)
         for one in view.windows._passes(exact=True):
@@ -96,6 +95,19 @@ class CpuWindows(Windows):
         for one in reversed(list(view.windows._passes(self._overlaps, exact=True))):
             g = outlined(one._to_members, g)
         return view.back(g)
+
+    def _are_short(self, x: jax.Array) -> bool:
+        """Whether XLA's own loop over a window of x is as fast as a pass or faster.
+
+        So it is for few entries along one axis, and along two if no windows overlap and the channels fill vectors. But
+        a conversion of x it would first write to memory.
+        """
+        if max(self.window) > SHORT or len(self.axes) > 2:
+            return False
+        if len(self.axes) == 1:
+            return True
+        apart = all(k <= s for k, s in zip(self.window, self.strides, strict=True))
+        return apart and x.ndim - 1 not in self.axes and not at_most(x.shape[-1], 2 * LANES - 1, unknown=True)
 
     def _along(self, axes: slice) -> "CpuWindows":
         """The windows along some of their axes alone."""
@@ -138,7 +150,7 @@ class CpuWindows(Windows):
     # --- one pass over the windows --------------------------------------------------------------------------------
 
     def _maximum(self, x: jax.Array) -> jax.Array:
-        y = _fold(self.window, lambda k: self._entry(x, k), lambda y, k: lax.max(y, self._entry(x, k)))
+        y = fold(self.window, lambda k: self._entry(x, k), lambda y, k: lax.max(y, self._entry(x, k)))
         for axis, size, k, s, (low, high), count in self._rows():
             if low >= k or high >= k:  # else every window has an entry of x
                 start = s * lax.iota(jnp.int32, count) - low
@@ -159,7 +171,7 @@ class CpuWindows(Windows):
             wins = (entry > best) | ((entry != entry) & (best == best)) | self._is_first(k, best.shape)
             return jnp.where(wins, entry, best), jnp.where(wins, self._number_of_entry(k, best.shape), winner)
 
-        return _fold(self.window, first, later)[1]
+        return fold(self.window, first, later)[1]
 
     def _is_first(self, k: Index, shape: tuple[int, ...]) -> jax.Array | bool:
         """Whether all entries of a window before this one are empty, and this is not, though both may be -inf."""
@@ -173,38 +185,47 @@ class CpuWindows(Windows):
             wins = self._of_windows(winner, d) == self._number_in_window(d, self._shape_of_x(g))
             return jnp.where(wins, self._of_windows(g, d), 0)
 
-        return _fold(self._overlaps, term, lambda dx, d: dx + term(d))
+        return fold(self._overlaps, term, lambda dx, d: dx + term(d))
 
     def _total(self, x: jax.Array, dtype: Any) -> jax.Array:
         def term(k: Index) -> jax.Array:
             entry = cast(self._entry(x, k), dtype)
-            for i, (axis, size, _, _, (low, high), _) in enumerate(self._rows()):
-                if low or high:
+            for i, (axis, size, *_) in enumerate(self._rows()):
+                if not self._is_inside(i, k[i]):
                     position = self._position(i, k[i])
                     inside = self._along_axis(axis, (position >= 0) & (position < size), entry.shape)
                     entry = jnp.where(inside, entry, 0)
             return entry
 
-        return _fold(self.window, term, lambda y, k: y + term(k))
+        return fold(self.window, term, lambda y, k: y + term(k))
 
     def _to_members(self, g: jax.Array) -> jax.Array:
         def term(d: Index) -> jax.Array:
             is_in = self._number_in_window(d, self._shape_of_x(g)) >= 0
             return jnp.where(is_in, self._of_windows(g, d), 0)
 
-        return _fold(self._overlaps, term, lambda dx, d: dx + term(d))
+        return fold(self._overlaps, term, lambda dx, d: dx + term(d))
 
     # --- the entries k of every window --------------------------------------------------------------------------------
 
     def _entry(self, x: jax.Array, k: Index) -> jax.Array:
         """Entry k of every window, or the entry of x next to it."""
         for i, (axis, size, *_) in enumerate(self._rows()):
-            x = _rows_at(x, axis, jnp.clip(self._position(i, k[i]), 0, size - 1))
+            x = rows_at(x, axis, jnp.clip(self._position(i, k[i]), 0, size - 1))
         return x
 
     def _position(self, i: int, k: Any) -> jax.Array:
         """Where entry k of every window lies along the i-th axis."""
         return self.strides[i] * lax.iota(jnp.int32, self.output_size[i]) + (self.dilation * k - self.padding[i][0])
+
+    def _is_inside(self, i: int, k: Any) -> bool:
+        """Whether it is known that entry k of every window lies in x along the i-th axis."""
+        (low, high), (size, count) = self.padding[i], (self.input_size[i], self.output_size[i])
+        if not (low or high):
+            return True
+        first = self.dilation * k - low
+        known = all(isinstance(number, int) for number in (first, size, count))
+        return known and first >= 0 and first + self.strides[i] * (count - 1) < size
 
     def _number_of_entry(self, k: Index, shape: tuple[int, ...]) -> jax.Array:
         """The number in its window, in row-major order, of the entry that `_entry` finds."""
@@ -227,7 +248,7 @@ class CpuWindows(Windows):
     def _of_windows(self, g: jax.Array, d: Index) -> jax.Array:
         """What belongs to the window that is d before the last one which each entry of x lies in, or to one near it."""
         for i, (axis, *_, count) in enumerate(self._rows()):
-            g = _rows_at(g, axis, jnp.clip(self._window_of(i, d[i])[0], 0, count - 1))
+            g = rows_at(g, axis, jnp.clip(self._window_of(i, d[i])[0], 0, count - 1))
         return g
 
     def _window_of(self, i: int, d: Any) -> tuple[jax.Array, jax.Array]:
@@ -304,34 +325,3 @@ class View:
     @property
     def _is_plain(self) -> bool:
         return self.order == tuple(range(len(self.order))) and len(self.merged) < 2
-
-
-def _rows_at(x: jax.Array, axis: int, positions: jax.Array) -> jax.Array:
-    """The rows of x at these positions along an axis."""
-    others = tuple(other for other in range(x.ndim) if other != axis)
-    numbers = lax.GatherDimensionNumbers(others, collapsed_slice_dims=(axis,), start_index_map=(axis,))
-    sizes = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
-    return lax.gather(x, positions[:, None], numbers, sizes, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
-
-
-def _fold(counts: tuple[int, ...], first: Callable[[Index], T], later: Callable[[T, Index], T]) -> T:
-    """`first` of the first index and `later` of what was found and of each other one, in row-major order."""
-    indices = list(np.ndindex(*counts))
-    found = first(indices[0])
-    if len(indices) <= UNROLLED:
-        for index in indices[1:]:
-            found = later(found, index)
-        return found
-
-    (count,) = counts  # several axes have few entries together
-
-    def turn(found: T, start: jax.Array) -> tuple[T, None]:
-        for i in range(CHUNK):
-            found = later(found, (start + i,))
-        return found, None
-
-    turns = (count - 1) // CHUNK
-    found, _ = lax.scan(turn, found, 1 + CHUNK * jnp.arange(turns, dtype=jnp.int32))
-    for k in range(1 + CHUNK * turns, count):
-        found = later(found, (k,))
-    return found

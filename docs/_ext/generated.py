@@ -3,6 +3,7 @@
     {source} normalization.py::_normalize_bwd     lines of the library; `literalinclude` with shorter arguments
     {run} experiments/train_digits.py ...     what a program prints and draws, run when the pages are built
     {recorded}                                    the tables and plots of experiments/results, or one file's
+    {seconds}`gallery/digits`                     how long a notebook ran, within a sentence or a table
 
 A quoted line that has gone, or a program that fails, is a warning, and so fails a build with -W.
 """
@@ -19,13 +20,15 @@ from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.application import Sphinx
 from sphinx.directives.code import LiteralInclude
 from sphinx.transforms.post_transforms import SphinxPostTransform
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments" / "results"
+BUILD = ROOT / "docs" / "_build"
 NAME = re.compile(r"[a-z]+(_[a-z]+)+")
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?|–")
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -67,14 +70,13 @@ class Run(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Runs the program, unless it has been run."""
         command = self.arguments[0]
-        folder = Path(self.env.srcdir) / "_build" / "generated" / _fingerprint(command)
+        folder = BUILD / "generated" / fingerprint(command)
         output = folder / "output.txt"
         if not output.exists():
             folder.mkdir(parents=True, exist_ok=True)
             first, *rest = shlex.split(command)
             script = first if first == "-m" else str(ROOT / first)
-            # Of the build, only its own settings are kept from the program.
-            environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | {"COLUMNS": "88"}
+            environment = os.environ | {"COLUMNS": "88"}
             done = subprocess.run(
                 [sys.executable, script, *rest], cwd=folder, env=environment, capture_output=True, text=True
             )
@@ -102,7 +104,7 @@ class Run(SphinxDirective):
         return result
 
 
-def _fingerprint(command: str) -> str:
+def fingerprint(command: str) -> str:
     """A name for the results of a command on these sources."""
     digest = hashlib.sha256(command.encode())
     for folder in (ROOT / "jaxnorm", ROOT / "experiments"):
@@ -204,6 +206,41 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> nodes.table
     return nodes.table("", *([nodes.title("", title)] if title else []), group)
 
 
+# --- notebooks ------------------------------------------------------------------------------------------------------
+
+
+class _SecondsNode(nodes.Inline, nodes.Element):
+    """Stands for a notebook's seconds until all have run."""
+
+
+class Seconds(SphinxRole):
+    """`{seconds}` of a notebook, named by its path from the first page."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Leaves a mark, and asks myst-nb to write this page again whenever a notebook has run."""
+        NbMetadataCollector.set_doc_data(self.env, self.env.docname, "has_exec_table", True)
+        return [_SecondsNode(notebook=self.text)], []
+
+
+class FillSeconds(SphinxPostTransform):
+    """Puts the numbers where the marks are."""
+
+    default_priority = 8
+
+    def run(self, **_: Any) -> None:
+        """Replaces each mark; what did not run has a dash."""
+        for mark in list(self.document.findall(_SecondsNode)):
+            ran = NbMetadataCollector.get_exec_data(self.env, mark["notebook"])
+            mark.replace_self(nodes.Text(f"{ran['runtime']:.0f}" if ran else "–"))
+
+
+def _only_read(app: Sphinx) -> None:
+    """The doctest builder has the pages' own examples to run: it reads notebooks, and writes none for a download."""
+    if app.builder.name == "doctest":
+        app.env.mystnb_config = app.env.mystnb_config.copy(execution_mode="off", output_folder=str(app.outdir))
+        app.config.suppress_warnings = ["myst-nb.lexer"]  # it is the kernel that names the language of the cells
+
+
 class Breaks(SphinxPostTransform):
     """Lets long names in tables break after an underscore."""
 
@@ -223,6 +260,9 @@ class Breaks(SphinxPostTransform):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the directives."""
     app.add_post_transform(Breaks)
+    app.add_post_transform(FillSeconds)
+    app.add_role("seconds", Seconds())
+    app.connect("builder-inited", _only_read, priority=900)  # after myst-nb has made its configuration
     app.add_directive("source", Source)
     app.add_directive("run", Run)
     app.add_directive("recorded", Recorded)

@@ -14,17 +14,22 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 Entry = Any  # of a PartitionSpec: None, a mesh axis, or a tuple of them
 
 
-def with_shardings(rule: Callable[..., Any], specs: Any, *arguments: Any) -> Any:
+def with_shardings(rule: Callable[..., Any], specs: Any, *arguments: Any, keeps_arguments: bool = False) -> Any:
     """`rule(*arguments)`, split as `specs` say if an argument has explicit mesh axes.
 
     The arguments are arrays or pytrees of them, and `specs` is a `PartitionSpec` for each result, or one for all of a
     pytree. Without explicit axes nothing is added to the call.
+
+    With `keeps_arguments` the backward pass is handed the arguments themselves, as `jax.checkpoint` does, and not what
+    they are inside of the call, where the axes are automatic. JAX refuses a program that gets both kinds if one of its
+    operations asks for its devices, as a convolution does.
     """
     mesh = explicit_mesh(arguments)
     if mesh is None:
         return rule(*arguments)
     shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
-    return jax.sharding.auto_axes(rule, axes=_explicit_axes(mesh), out_sharding=shardings)(*arguments)
+    on_mesh = jax.sharding.auto_axes(rule, axes=_explicit_axes(mesh), out_sharding=shardings)
+    return (jax.checkpoint(on_mesh, prevent_cse=False) if keeps_arguments else on_mesh)(*arguments)
 
 
 def gathered(x: jax.Array, axes: Collection[int]) -> jax.Array:

@@ -201,7 +201,7 @@ def _on_mesh(options: Options, x: jax.Array, kernel: jax.Array, bias: jax.Array 
     entries[of_y[0]] = entries_of(x)[of_x[0]]
     entries[of_y[-1]] = entries_of(kernel)[options.layout.kernel[-1]]
     rule = functools.partial(shared, _convolution, options, x_axis=of_x[0], y_axis=of_y[0])
-    return with_shardings(rule, spec_of_entries(*entries), x, kernel, bias)
+    return with_shardings(rule, spec_of_entries(*entries), x, kernel, bias, keeps_arguments=True)
 
 
 # --- the rule -------------------------------------------------------------------------------------------------------

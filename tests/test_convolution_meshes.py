@@ -119,6 +119,43 @@ def test_every_geometry_and_split_equals_one_device(name: str, how: str, formula
         assert kinds <= {"all-reduce", "collective-permute"}
 
 
+# Of each geometry, the splits for which plain JAX's value or gradients are wrong; it raises for none.
+ROWS = {"rows", "two image axes", "rows over two"}
+WRONG_IN_PLAIN_JAX: dict[str, set[str]] = {
+    "dense": ROWS,
+    "strided": ROWS,
+    "groups": {"batch", "minor batch", "channels out", *ROWS},
+    "depthwise": {"batch", "minor batch", "channels out", *ROWS},
+    "multiplied": {"batch", "minor batch", "channels out", *ROWS},
+    "patches": ROWS,
+    "uneven": set(),  # padded first
+    "transposed": set(),  # padded first
+    "1-D": ROWS,
+    "channels first": ROWS,
+}
+
+
+def is_wrong(plain: Any, name: str, how: str) -> bool:
+    _, args, g, wanted = problem(name, "cpu")
+    try:
+        assert_close(jax.jit(partial(value_and_vjp, plain))(*split(name, how, args, g)), wanted)
+    except AssertionError:
+        return True
+    return False
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_what_plain_jax_gets_wrong(name: str):
+    """So that the list above is true. A later JAX may be right more often, and must not be wrong more often."""
+    function = GEOMETRIES[name][0]
+    name_of, options = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
+    plain = partial(getattr(reference, name_of.__name__), **options)
+    wrong = {how for how in SPLITS if is_wrong(plain, name, how)}
+    assert wrong <= WRONG_IN_PLAIN_JAX[name]
+    assert wrong == WRONG_IN_PLAIN_JAX[name] or jax.__version_info__ >= (0, 13)
+
+
 def conv(x: jax.Array, kernel: jax.Array, module: Any = jn) -> jax.Array:
     return module.conv(x, kernel, feature_group_count=2)
 

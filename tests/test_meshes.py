@@ -94,13 +94,56 @@ def test_twins_on_explicit_axes_equal_one_device(index: int, how: str):
     check(partial(p.function, library=reference), split(p, how), p.cotangent, p.wanted, jit=True)
 
 
+# Of each function, the ways of splitting that plain `jnp` refuses; what it takes, it gets right.
+PARAMETERS = {"features", "batch and features", "batch, parameters by rows", "batch, parameters by columns"}
+REFUSED_BY_PLAIN_JNP = {
+    "group_norm": {"features", "batch and features"},  # a reshape of split features
+    "batch_norm": PARAMETERS,  # a selection by the whole count from split statistics
+    "conv": PARAMETERS,  # it asks for `out_sharding`
+    "conv_transpose": PARAMETERS,
+    "conv_general_dilated": {"batch and sequence", *PARAMETERS},
+    "max_pool": {"batch and sequence"},  # rows that do not divide
+    "avg_pool": {"batch and sequence"},
+}
+
+
 FIRST = [i for i, case in enumerate(SHARED) if case is next(c for c in SHARED if c.name == case.name)]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("index", FIRST, ids=[SHARED[i].name for i in FIRST])
+def test_what_plain_jnp_refuses(index: int, monkeypatch: pytest.MonkeyPatch):
+    """So that the list above is true. These are the twins without what splits them; a later JAX may take more."""
+    monkeypatch.setattr(reference._meshes, "explicit_mesh", lambda arrays: None)
+    p, refused = problem(index), set()
+    for how in SPLITS:
+        try:
+            check(partial(p.function, library=reference), split(p, how), p.cotangent, p.wanted, jit=True)
+        except Exception as error:  # its type has no public name
+            assert type(error).__name__ == "ShardingTypeError"
+            refused.add(how)
+    listed = REFUSED_BY_PLAIN_JNP.get(SHARED[index].name, set())
+    assert refused <= listed
+    assert refused == listed or jax.__version_info__ >= (0, 13)
 
 
 @pytest.mark.parametrize("index", FIRST, ids=[SHARED[i].name for i in FIRST])
 def test_explicit_axes_outside_jit_equal_one_device(index: int):
     p = problem(index)
     check(p.function, split(p, "batch and sequence"), p.cotangent, p.wanted, jit=False)
+
+
+@pytest.mark.parametrize("conv", [jn.conv, partial(jn.conv_transpose, strides=2)], ids=["conv", "transposed"])
+def test_the_pullback_of_a_jitted_convolution_outside_jit(conv: Any):
+    """It is given the arguments as they are split, not as they are where the axes are automatic."""
+    args, specs = [normal(8, 6, 6, 4), normal(3, 3, 4, 4)], [P("batch"), P(None, None, None, "features")]
+    cotangent = random_like(jax.eval_shape(conv, *args))
+    with jax.set_mesh(MESH):
+        on_mesh = [placed(a, spec) for a, spec in zip(args, specs, strict=True)]
+        value, pullback = jax.vjp(jax.jit(conv), *on_mesh)
+        got = pullback(placed(cotangent, jax.typeof(value).sharding.spec))
+    assert_close((value, got), value_and_vjp(conv, args, cotangent))
+    assert shardings(list(got)) == shardings(on_mesh)
 
 
 @pytest.mark.parametrize("index", FIRST, ids=[SHARED[i].name for i in FIRST])

@@ -9,6 +9,9 @@ earlier call, and that can take longer than the computation. So glibc is told to
 (`ALLOCATOR`), and the page faults during each sample are counted: when at least `ENOUGH` samples of a side had
 none, only these count for its time, and likewise pairs of samples without any for a ratio.
 
+While a row is measured, other processes may compute too. How many cores they had on average is recorded, and the tables
+mark a row where that is much.
+
 On an accelerator a sample is a loop of calls of about 2 ms, waited for at its end, so that launching them is hidden
 where the device is slower. A PyTorch without CUDA is left out there.
 """
@@ -29,6 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -157,7 +161,9 @@ def measure(sides: Sides, seconds: float, rounds: int = 3) -> dict[str, Any]:
     differs = {name: e for name, e in errors.items() if e is None or e > sides.tolerance}
     if "jaxnorm" in differs:
         raise AssertionError(f"jaxnorm is wrong by {differs['jaxnorm']}, more than {sides.tolerance}")
+    before = cpu_seconds_elsewhere(), time.perf_counter()
     samples = in_turns(sides.calls, seconds, rounds)
+    elsewhere = (cpu_seconds_elsewhere() - before[0]) / (time.perf_counter() - before[1])
     row: dict[str, Any] = {
         "ms": {
             name: quartiles([s.ms for (s,) in without_faults([(s,) for s in side])]) for name, side in samples.items()
@@ -166,6 +172,7 @@ def measure(sides: Sides, seconds: float, rounds: int = 3) -> dict[str, Any]:
         "error": errors,
         "differs": differs,
         "samples": len(samples["jaxnorm"]),
+        "cores_elsewhere": max(0.0, round(elsewhere, 2)),
         "without_page_faults": {name: sum(s.faults == 0 for s in side) for name, side in samples.items()},
         "temporary_mb": {name: temporary_bytes(program) / 1e6 for name, program in sides.programs.items()},
     }
@@ -180,6 +187,12 @@ def measure(sides: Sides, seconds: float, rounds: int = 3) -> dict[str, Any]:
     if sides.flops is not None:
         row["gflop_s"] = {name: sides.flops / ms[1] / 1e6 for name, ms in row["ms"].items()}
     return row
+
+
+def cpu_seconds_elsewhere() -> float:
+    """What other processes have computed since the machine started, in seconds of one core."""
+    of_all, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    return of_all.user + getattr(of_all, "nice", 0.0) + of_all.system - own.user - own.system
 
 
 def temporary_bytes(program: Any) -> int:

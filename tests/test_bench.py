@@ -143,6 +143,12 @@ def test_samples_with_page_faults_count_only_where_there_are_no_others():
     assert bench_method.ratio(samples, "a")[0] == 1.0 and bench_method.ratio(samples, "a")[2] == 9.0
 
 
+def test_a_row_under_load_is_marked():
+    row = {"ms": {"jaxnorm": [1.0, 2.0, 3.0]}, "ratio": {}, "differs": {}}
+    cells = [bench_tables.times_cells(row | {"cores_elsewhere": cores}, [])[0] for cores in (0.0, 1.0)]
+    assert cells == ["2.00 (1.00 to 3.00)", "2.00 (1.00 to 3.00), under load"]
+
+
 def test_training_steps_agree_with_flax(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("flax")
     import bench_memory

@@ -10,6 +10,7 @@ import bench_tables
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "tests" / "typed_program.py"
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 
@@ -18,13 +19,36 @@ def test_block_runs(number: int) -> None:
     subprocess.run([sys.executable, "-c", BLOCKS[number]], check=True, capture_output=True, timeout=120)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("pyright"), reason='no pyright: pip install -e ".[dev]"')
+def pyright(*arguments: str) -> None:
+    """Runs it, and shows its complaints."""
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+needs_pyright = pytest.mark.skipif(not importlib.util.find_spec("pyright"), reason='pip install -e ".[dev]"')
+
+
+@needs_pyright
 def test_types_of_blocks(tmp_path: Path) -> None:
     for number, block in enumerate(BLOCKS):
         (tmp_path / f"block_{number}.py").write_text(block, encoding="utf-8")
-    pyright = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--project", str(ROOT), str(tmp_path)]
-    found = subprocess.run(pyright, capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    pyright("--project", str(ROOT), str(tmp_path))
+
+
+@needs_pyright
+def test_types_of_a_program_in_strict_mode() -> None:
+    pyright(str(PROGRAM))
+
+
+@needs_pyright
+def test_types_of_the_public_interface_are_complete() -> None:
+    pyright("--verifytypes", "jaxnorm", "--ignoreexternal")
+
+
+@pytest.mark.thorough
+def test_the_typed_program_runs() -> None:
+    subprocess.run([sys.executable, str(PROGRAM)], check=True)
 
 
 def test_there_are_blocks_and_the_readme_is_short() -> None:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import losses
-from jaxnorm.losses import _linear
+from jaxnorm.losses import _linear, _linear_kl
 from jaxnorm.reference._arrays import compute, features_view
 from jaxnorm.reference._meshes import split_like
 
@@ -178,6 +178,7 @@ def linear_softmax_cross_entropy(
     return (loss.astype(dtype), *wanted) if wanted else loss.astype(dtype)
 
 
+@split_like(_linear_kl.linear_softmax_kl_divergence)
 def linear_softmax_kl_divergence(
     hidden,
     kernel,

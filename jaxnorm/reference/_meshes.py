@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -10,19 +10,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm._sharding import explicit_mesh, with_shardings
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def split_like(function: Callable[..., Any], gathers: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def split_like(function: Function, gathers: bool = False) -> Callable[[Callable[..., Any]], Function]:
     """A twin of `function` that runs with explicit axes automatic; its results are split as the function's are.
 
-    With `gathers` it runs on whole arrays instead: XLA's partitioner gets gradients of split convolutions wrong.
+    To a type checker the twin is the function itself. With `gathers` it runs on whole arrays instead: XLA's partitioner
+    gets gradients of split convolutions wrong.
     """
 
-    def decorated(twin: Callable[P, T]) -> Callable[P, T]:
+    def decorated(twin: Callable[..., Any]) -> Function:
         @functools.wraps(twin)
-        def on_any_mesh(*args: P.args, **kwargs: P.kwargs) -> T:
+        def on_any_mesh(*args: Any, **kwargs: Any) -> Any:
             leaves, tree = jax.tree.flatten((args, kwargs))
             at = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
             mesh = explicit_mesh([leaves[i] for i in at])
@@ -45,6 +45,6 @@ def split_like(function: Callable[..., Any], gathers: bool = False) -> Callable[
                 lambda array, spec: jax.sharding.reshard(array, NamedSharding(mesh, spec)), result, specs
             )
 
-        return on_any_mesh
+        return cast(Function, on_any_mesh)
 
     return decorated

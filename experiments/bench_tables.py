@@ -25,7 +25,7 @@ ZOO_SHOWN = ("haiku MobileNetV1", "keras EfficientNetB0", "equimo ConvNeXtTiny",
 CHECK = RESULTS.parent / "check.json"
 PAGES = ("benchmarks.md", "accelerators.md", "howto/any_model.md", "howto/check.md")
 TEXTS = [*(ROOT / "docs" / name for name in PAGES), ROOT / "README.md"]
-COMPILED = sorted(RESULTS.parent.glob("compiled-*.json"), reverse=True)
+COMPILED = {"compiled": ("v5e", "h100"), "compiled-others": ("v6e", "v5p")}  # by table; the picture is of the first
 LOADED = 0.2  # a row is marked if other processes had more of a core than this while it was measured
 NAMES = {
     "jaxnorm": "jaxnorm",
@@ -334,7 +334,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     else:
         found |= {"check": "", "check-machine": "Nothing is recorded."}
     found["headline"] = markdown(headline_grid(headlines(results, compiled_results())))
-    return found | ({"compiled": markdown(compiled_summary(compiled_results()))} if COMPILED else {})
+    return found | {name: markdown(compiled_summary(compiled_results(name))) for name in COMPILED}
 
 
 def check_grid(recorded: Mapping[str, Any]) -> Grid:
@@ -354,9 +354,10 @@ def record_check(report: Path) -> None:
     CHECK.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
-def compiled_results() -> list[dict[str, Any]]:
+def compiled_results(table: str = "compiled") -> list[dict[str, Any]]:
     """What is recorded of programs for devices that were not there."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in COMPILED]
+    paths = [RESULTS.parent / f"compiled-{target}.json" for target in COMPILED[table]]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def rendered(text: str, found: Mapping[str, str]) -> str:

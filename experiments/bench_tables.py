@@ -193,7 +193,7 @@ def zoo(rows: Rows) -> Grid:
     """Other libraries' models: JAX's convolutions, and this library's installed."""
     columns = ["one step", "times faster (quartiles)", "temporary MB: JAX, installed"]
     columns += ["processor seconds to compile: JAX, installed"]
-    columns += ["difference of the gradients", "after a last-digit change of the input"]
+    columns += ["difference of the gradients", "after a last-digit change of the input or parameters"]
     cells = []
     for row in rows:
         first, median, third = map(digits, row["ratio"])

@@ -70,6 +70,19 @@ def distance(have: Any, want: Any) -> float:
     return norm(jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), have, want)) / norm(want)
 
 
+def nudged(tree: Any, towards: float) -> Any:
+    """Every entry's next number."""
+    return jax.tree.map(lambda a: jnp.asarray(np.nextafter(np.asarray(a), np.asarray(towards, a.dtype))), tree)
+
+
+def sensitivity(program: Any, network: Network, batch: tuple[jax.Array, jax.Array], gradients: Any) -> float:
+    """The largest difference that the last digit makes: of the images, upwards or downwards, or of the parameters."""
+    images, labels = batch
+    inputs = [(network.parameters, nudged(images, towards)) for towards in (np.inf, -np.inf)]
+    inputs.append((nudged(network.parameters, np.inf), images))
+    return max(distance(program(*changed, labels)[1], gradients) for changed in inputs)
+
+
 def losses(program: Any, network: Network, batch: tuple[jax.Array, jax.Array], steps: int) -> list[float]:
     """The losses of a few steps of plain gradient descent."""
     parameters, found = network.parameters, []
@@ -88,8 +101,6 @@ def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, step
     programs = {side: program for side, (program, _) in made.items()}
     arguments = network.parameters, *batch
     gradients = {side: program(*arguments)[1] for side, program in programs.items()}
-    nudged = np.nextafter(np.asarray(batch[0]), np.float32(np.inf))
-    own = programs["original"](network.parameters, jnp.asarray(nudged), batch[1])[1]
     samples = in_turns({side: lambda p=p: p(*arguments) for side, p in programs.items()}, seconds)
     return {
         "model": name,
@@ -100,7 +111,7 @@ def measured(name: str, batch: tuple[jax.Array, jax.Array], seconds: float, step
         **{key: {side: info[key] for side, (_, info) in made.items()} for key in ("compile_s", "compile_processor_s")},
         "lowered": made["jaxnorm"][1]["lowered"],
         "difference": distance(gradients["jaxnorm"], gradients["original"]),
-        "own_difference": distance(own, gradients["original"]),
+        "own_difference": sensitivity(programs["original"], network, batch, gradients["original"]),
         "losses": {side: losses(program, network, batch, steps) for side, program in programs.items()},
         "load": load_average(),
     }

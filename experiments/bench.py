@@ -4,11 +4,11 @@
     python experiments/bench.py all --json experiments/results/cpu.json --plot experiments/results
 
 Norms, losses and pooling run both passes; convolutions each of their three products, and in loops; `examples` models of
-one example under vmap; `memory` compares
-what is kept for the backward pass and what compiled training steps allocate; `train` times whole training steps of
-small networks in flax's own layers against these functions. `bench_method.py` says how it is measured. A rival whose
-result differs by more than rounding is marked. Ratios above 1 mean that the rival takes longer. `choices`, which is no
-part of `all`, takes no rival: it times what the library does on a CPU against what it could do (`bench_choices.py`).
+one example under vmap; `memory` compares what is kept for the backward pass and what compiled training steps allocate;
+`train` times whole training steps of small networks in flax's own layers against these functions. `bench_method.py`
+says how it is measured. A rival whose result differs by more than rounding is marked; so is a row during which other
+processes computed. Ratios above 1 mean that the rival takes longer. `choices`, which is no part of `all`, takes no
+rival: it times what the library does on a CPU against what it could do (`bench_choices.py`).
 
 Accelerators take the same path: the achieved GB/s and GFLOP/s of each row are recorded beside the machine's own, that
 of a copy and a float32 matrix product. This has been run on CPUs only.

@@ -29,7 +29,7 @@ def pyright(*arguments: str) -> None:
 
 
 # The README's command installs the tests alone; .ci/run runs these once more with the linter.
-needs_pyright = pytest.mark.skipif(not importlib.util.find_spec("pyright"), reason='no pyright: pip install -e ".[dev]"')
+needs_pyright = pytest.mark.skipif(not importlib.util.find_spec("pyright"), reason="no pyright: it is in the dev extra")
 
 
 @needs_pyright
